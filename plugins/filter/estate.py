@@ -1,0 +1,102 @@
+"""Filters that derive everything about mail from the one data model: ``{{ estate_model | estate_transport }}``.
+
+The work is done by the modules in plugins/module_utils, which know nothing of Ansible; this file only gives them to
+templates.  A value that cannot be worked on ends the run with a sentence that says why.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "module_utils"))
+
+import estate_dns
+import estate_keys
+import estate_model
+
+
+def _in_plain_words(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Errors as Ansible shows them, with a hint to the validation that would have caught them."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except ValueError as error:
+            raise AnsibleFilterError(f"{function.__name__}: {error}") from error
+        except (AttributeError, KeyError, TypeError) as error:
+            raise AnsibleFilterError(
+                f"{function.__name__}: the estate's data model is not valid ({type(error).__name__}: {error});"
+                " playbooks/validate.yml says what is wrong"
+            ) from error
+
+    return wrapped
+
+
+def estate_relay_domains(model: Mapping[str, Any]) -> list[str]:
+    """Domains the gateways take mail for (Postfix relay_domains)."""
+    return estate_model.relay_domains(estate_model.parse(model))
+
+
+def estate_transport(model: Mapping[str, Any]) -> dict[str, str]:
+    """Domain → ``smtp:[next hop]:port`` (Postfix transport_maps)."""
+    return estate_model.transport(estate_model.parse(model))
+
+
+def estate_relay_recipients(model: Mapping[str, Any]) -> list[str]:
+    """Keys of relay_recipient_maps: addresses, or ``@domain`` where recipients are not listed."""
+    return estate_model.relay_recipients(estate_model.parse(model))
+
+
+def estate_verify_domains(model: Mapping[str, Any]) -> list[str]:
+    """Domains whose recipients are verified at the next hop."""
+    return estate_model.verify_domains(estate_model.parse(model))
+
+
+def estate_zones(model: Mapping[str, Any], ttl: int = estate_dns.DEFAULT_TTL) -> dict[str, list[dict[str, Any]]]:
+    """All DNS records of the estate: ``{zone: [{name, type, value, ttl, reason}, …]}``."""
+    return {zone: [dict(record) for record in records]
+            for zone, records in estate_dns.zones(estate_model.parse(model), ttl).items()}
+
+
+def estate_zone_file(
+    records: Sequence[Any],
+    zone: str,
+    nameservers: Sequence[str] = (),
+    hostmaster: str | None = None,
+    serial: int = 1,
+    ttl: int = estate_dns.DEFAULT_TTL,
+) -> str:
+    """Master-file text of a zone: ``(estate_model | estate_zones)[zone] | estate_zone_file(zone, ['ns.example.com'])``.
+
+    Without nameservers it is a fragment without SOA and NS.
+    """
+    return estate_dns.zone_file(records, zone, nameservers, hostmaster, serial, ttl)
+
+
+def dkim_public_key(pem: str) -> str:
+    """The base64 ``p=`` value for a private key in PEM."""
+    return estate_keys.public_key(pem)
+
+
+class FilterModule:
+    """What Ansible asks for the filters."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """The filters by the name under which templates call them."""
+        functions = (
+            dkim_public_key,
+            estate_relay_domains,
+            estate_relay_recipients,
+            estate_transport,
+            estate_verify_domains,
+            estate_zone_file,
+            estate_zones,
+        )
+        return {function.__name__: _in_plain_words(function) for function in functions}

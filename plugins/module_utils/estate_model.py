@@ -1,0 +1,237 @@
+"""The estate's data model as typed objects, and the mail routing that follows from it.
+
+``estate_model`` (inventory/model.yml) is plain YAML.  :func:`parse` turns it into the classes below, which the DNS
+generator and the routing functions read; docs/data-model.md explains every field.  Only a model that
+:mod:`estate_checks` finds no fault with is meant to come here: a wrong one raises ``KeyError`` or ``TypeError``.
+
+Terms are those of RFC 5598 (next hop, recipient), RFC 7208 (SPF results) and RFC 9989 (DMARC policies).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+SMTP_PORT = 25
+
+
+@dataclass(frozen=True)
+class Host:
+    """A host of ours: ``name`` is its key in ``estate_hosts`` (and its inventory name where it is ours to manage)."""
+
+    name: str
+    fqdn: str
+    ipv4: str | None
+    ipv6: str | None
+
+    @property
+    def addresses(self) -> list[str]:
+        """All addresses, IPv4 first."""
+        return [address for address in (self.ipv4, self.ipv6) if address]
+
+
+@dataclass(frozen=True)
+class Dmarc:
+    """The policy a domain publishes (RFC 9989 §4.7); None means that the tag is left out."""
+
+    p: str
+    sp: str | None
+    np: str | None
+    rua: tuple[str, ...]
+    testing: bool
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A domain of ours.
+
+    ``recipients`` is ``"verify"`` (the next hop is asked), ``"any"``, or a tuple of local parts; it means nothing
+    while ``next_hop`` is None (the domain receives no mail).
+    """
+
+    name: str
+    closed: bool
+    next_hop: str | None
+    next_hop_port: int
+    recipients: str | tuple[str, ...]
+    sends: bool
+    send_hosts: tuple[str, ...]
+    send_networks: tuple[str, ...]
+    send_includes: tuple[str, ...]
+    spf_all: str
+    signer: str | None
+    selectors: tuple[str, ...]
+    dmarc: Dmarc | None
+    tls_rpt: tuple[str, ...]
+
+    @property
+    def receives(self) -> bool:
+        """Whether the gateways take mail for this domain."""
+        return self.next_hop is not None
+
+
+@dataclass(frozen=True)
+class Estate:
+    """The whole model."""
+
+    domain: str
+    authserv_id: str
+    srs_domain: str | None
+    hosts: dict[str, Host]
+    gateways: tuple[str, ...]
+    domains: dict[str, Domain]
+    forwards: dict[str, tuple[str, ...]]
+    dkim_public_keys: dict[str, str]
+    report_authorisations: tuple[tuple[str, str], ...]
+
+    def zone_of(self, name: str) -> str | None:
+        """The zone of ours that holds ``name``: the shortest of our domains that it equals or ends in, else None."""
+        return organisational_domain(name, self.names)
+
+    @property
+    def names(self) -> list[str]:
+        """Every domain name that the model claims as ours."""
+        own = {self.domain, *self.domains}
+        if self.srs_domain:
+            own.add(self.srs_domain)
+        return sorted(own)
+
+
+def as_list(value: Any) -> list[Any]:
+    """``None`` as no elements, a string as one, a list as it is (what a YAML author means by each)."""
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return [value]
+    return list(value)
+
+
+def is_below(name: str, parent: str) -> bool:
+    """Whether ``name`` is ``parent`` or a subdomain of it."""
+    return name == parent or name.endswith("." + parent)
+
+
+def organisational_domain(name: str, ours: Iterable[str]) -> str | None:
+    """The shortest of ``ours`` that ``name`` equals or lies below; None for a name outside.
+
+    This is what the DMARC tree walk of RFC 9989 §4.10 ends at for a name of ours, because the model's topmost
+    domains publish a DMARC record and nothing above them is the same organisation.
+    """
+    above = [own for own in ours if is_below(name, own)]
+    return min(above, key=len) if above else None
+
+
+def mail_address(value: str) -> str:
+    """A reporting address without its ``mailto:``."""
+    return value[len("mailto:") :] if value.lower().startswith("mailto:") else value
+
+
+def parse(model: Mapping[str, Any]) -> Estate:
+    """The typed form of ``estate_model``."""
+    hosts = {
+        name: Host(name=name, fqdn=host["fqdn"], ipv4=host.get("ipv4") or None, ipv6=host.get("ipv6") or None)
+        for name, host in sorted(model["hosts"].items())
+    }
+    domains = {name: _parse_domain(name, fields, hosts) for name, fields in sorted(model["domains"].items())}
+    return Estate(
+        domain=model["domain"],
+        authserv_id=model["authserv_id"],
+        srs_domain=model.get("srs_domain") or None,
+        hosts=hosts,
+        gateways=tuple(model["gateways"]),
+        domains=domains,
+        forwards={source: tuple(as_list(target)) for source, target in sorted((model.get("forwards") or {}).items())},
+        dkim_public_keys=dict(sorted((model.get("dkim_public_keys") or {}).items())),
+        report_authorisations=tuple(
+            sorted((entry["domain"], entry.get("at") or model["domain"])
+                   for entry in model.get("report_authorisations") or [])
+        ),
+    )
+
+
+def _parse_domain(name: str, fields: Mapping[str, Any], hosts: Mapping[str, Host]) -> Domain:
+    receive = fields.get("receive") or {}
+    send = fields.get("send")
+    sign = fields.get("sign") or {}
+    recipients = receive.get("recipients", "verify")
+    next_hop, port = None, SMTP_PORT
+    if receive:
+        target = receive["next_hop"]
+        if isinstance(target, Mapping):
+            next_hop, port = str(target["host"]), int(target.get("port") or SMTP_PORT)
+        else:
+            next_hop = hosts[target].fqdn
+    policy = fields.get("dmarc")
+    return Domain(
+        name=name,
+        closed=bool(fields.get("closed", False)),
+        next_hop=next_hop,
+        next_hop_port=port,
+        recipients=str(recipients) if isinstance(recipients, str) else tuple(sorted(map(str, recipients))),
+        sends=send is not None,
+        send_hosts=tuple(sorted((send or {}).get("hosts") or [])),
+        send_networks=tuple((send or {}).get("networks") or []),
+        send_includes=tuple(sorted((send or {}).get("includes") or [])),
+        spf_all=(send or {}).get("spf_all") or "fail",
+        signer=sign.get("signer"),
+        selectors=tuple(sorted(map(str, sign.get("selectors") or []))),
+        dmarc=policy and Dmarc(
+            p=policy["p"],
+            sp=policy.get("sp"),
+            np=policy.get("np"),
+            rua=tuple(mail_address(address) for address in as_list(policy.get("rua"))),
+            testing=bool(policy.get("testing", False)),
+        ),
+        tls_rpt=tuple(as_list(fields.get("tls_rpt"))),
+    )
+
+
+def relay_domains(estate: Estate) -> list[str]:
+    """The domains that the gateways take mail for.
+
+    Closed domains and domains without ``receive`` are not among them (their mail is refused as relaying), nor is the
+    SRS domain, whose addresses are virtual aliases of the original senders.
+    """
+    return sorted(domain.name for domain in estate.domains.values() if domain.receives)
+
+
+def transport(estate: Estate) -> dict[str, str]:
+    """Domain → Postfix transport ``smtp:[next hop]:port``; the brackets say that no MX record is looked up."""
+    return {
+        domain.name: f"smtp:[{_bracketed(domain.next_hop)}]:{domain.next_hop_port}"
+        for domain in estate.domains.values()
+        if domain.next_hop is not None
+    }
+
+
+def _bracketed(host: str) -> str:
+    """A host for use between Postfix's brackets: IPv6 addresses need the prefix of RFC 5321 §4.1.3."""
+    try:
+        return f"ipv6:{host}" if ipaddress.ip_address(host).version == 6 else host
+    except ValueError:
+        return host
+
+
+def relay_recipients(estate: Estate) -> list[str]:
+    """Keys of Postfix's ``relay_recipient_maps``.
+
+    A domain with a list of recipients gives full addresses, the sources of its forwards among them; a domain whose
+    recipients are not listed (``verify``, ``any``) gives ``@domain``.
+    """
+    keys: set[str] = set()
+    for domain in estate.domains.values():
+        if not domain.receives:
+            continue
+        if isinstance(domain.recipients, str):
+            keys.add(f"@{domain.name}")
+        else:
+            keys.update(f"{local}@{domain.name}" for local in domain.recipients)
+            keys.update(source for source in estate.forwards if source.rpartition("@")[2] == domain.name)
+    return sorted(keys)
+
+
+def verify_domains(estate: Estate) -> list[str]:
+    """The domains whose recipients are verified by asking the next hop (Postfix ``reject_unverified_recipient``)."""
+    return sorted(domain.name for domain in estate.domains.values() if domain.receives and domain.recipients == "verify")
