@@ -1,0 +1,73 @@
+# The front door. Every target sets up what it needs on a bare Debian or Ubuntu machine (as root, or by sudo).
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+
+INVENTORY ?= inventory/lab
+LIMIT     ?= all
+# Nothing of what the machine already has is replaced; what is missing is installed.
+PACKAGES  := python3-venv podman runc netavark iptables mmdebstrap openssh-client
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+lab: lab-hosts  ## build the lab, roll out site.yml, send real messages through every path
+	ansible-playbook -i inventory/lab playbooks/site.yml
+	python lab/demo.py
+
+lab-hosts: setup  ## only the lab's containers, its internet and its mailbox host
+	python lab/lab.py up
+	ansible-playbook -i inventory/lab lab/world.yml
+
+test: setup  ## lint, unit tests, role scenarios, the estate; ends with "N passed, N failed"
+	python tests/run.py
+
+lint: setup  ## only the linters
+	python tests/run.py lint
+
+unit: setup  ## only the unit tests
+	python tests/run.py unit
+
+roles: setup  ## only the role scenarios (PLATFORM=debian-12 for another platform, ROLES="arc rspamd" for some)
+	python tests/run.py roles
+
+estate: setup  ## only site.yml on the lab and the mail-flow tests
+	python tests/run.py estate
+
+site: setup  ## roll out: make site INVENTORY=inventory/<site> [LIMIT=host]
+	ansible-playbook -i $(INVENTORY) --limit $(LIMIT) playbooks/site.yml
+
+check: setup  ## what `make site` would change
+	ansible-playbook -i $(INVENTORY) --limit $(LIMIT) --check --diff playbooks/site.yml
+
+bench: setup  ## measure the lab's gateways against bare Postfix (the lab must be up)
+	python tests/bench/throughput.py
+
+drill: setup  ## kill every daemon under load and count the messages (the lab must be up)
+	python tests/bench/kill_drill.py
+
+clean:  ## remove containers, images, network and everything the lab and the tests made
+	@if [ -x .venv/bin/python ]; then .venv/bin/python lab/lab.py clean; fi
+	rm -rf .venv build .cache .ansible .pytest_cache .ruff_cache .hypothesis
+
+setup: .venv/.complete
+
+# The virtual environment follows requirements.txt; system packages are asked for once for each version of this file.
+.venv/.complete: requirements.txt Makefile
+	@missing=$$(dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $(PACKAGES) 2>&1 | grep -v '^installed ' || true); \
+	if [ -n "$$missing" ]; then \
+	    sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+	    $$sudo apt-get update -q && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(PACKAGES); \
+	fi
+	/usr/bin/python3 -m venv .venv
+	.venv/bin/pip install --quiet --require-hashes -r requirements.txt
+	ln -sfn "$$(.venv/bin/python -c 'import ansible_mitogen, os; print(os.path.dirname(ansible_mitogen.__file__))')/plugins/strategy" .venv/strategy
+	touch $@
+
+requirements: setup  ## lock requirements.in anew
+	pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-annotate --no-emit-index-url --no-emit-find-links \
+	    --no-emit-trusted-host --upgrade --output-file requirements.txt requirements.in
+
+.PHONY: help lab lab-hosts test lint unit roles estate site check bench drill clean setup requirements

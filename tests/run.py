@@ -1,0 +1,150 @@
+#!/usr/bin/env python3
+"""Run the four rings of tests and say at the end how many passed: ``run.py [lint|unit|roles|estate …]``.
+
+Rings (DESIGN §7): **lint** and **unit** need nothing but the virtual environment; **roles** converges every role on a
+bare container by Molecule, several side by side; **estate** rolls out ``site.yml`` as in production, proves that a
+second run changes nothing, and sends real mail. Output of each step goes to ``.lab/logs/``; what fails is printed.
+The last line is ``N passed, N failed``; exit status 0 only when nothing failed.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import re
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LOGS = ROOT / ".lab/logs"
+RINGS = ("lint", "unit", "roles", "estate")
+SCENARIOS_AT_ONCE = 3
+RECAP = re.compile(r"^\S+\s+: ok=\d+\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)
+
+
+class Tally:
+    """Counts what passed and failed, and prints the end of the log of what failed."""
+
+    def __init__(self) -> None:
+        self.passed = self.failed = 0
+
+    def step(self, name: str, *command: str, minutes: float = 10, junit: bool = False) -> str:
+        """Run one command as one test, or as the tests that its JUnit file lists; returns its output."""
+        LOGS.mkdir(parents=True, exist_ok=True)
+        started, log = time.monotonic(), LOGS / f"{name.replace(' ', '-')}.log"
+        results = log.with_suffix(".xml")
+        results.unlink(missing_ok=True)
+        arguments = [*command, f"--junit-xml={results}"] if junit else list(command)
+        with log.open("w") as out:
+            try:
+                code = subprocess.run(
+                    arguments, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, timeout=minutes * 60
+                ).returncode
+            except subprocess.TimeoutExpired:
+                code = 124
+                out.write(f"\nended after {minutes} minutes\n")
+        passed, failed = counts(results) if junit else (int(code == 0), int(code != 0))
+        if code and not failed:
+            failed = 1  # a runner that breaks before its first test has failed
+        self.passed += passed
+        self.failed += failed
+        verdict = "ok" if not failed else "FAILED"
+        print(f"{verdict:6} {name} ({passed} passed, {failed} failed, {time.monotonic() - started:.0f} s)", flush=True)
+        text = log.read_text(errors="replace")
+        if failed:
+            print("\n".join(text.splitlines()[-120:]), flush=True)
+        return text
+
+
+def counts(results: Path) -> tuple[int, int]:
+    """Passed and failed tests of a JUnit file; (0, 0) when there is none."""
+    if not results.exists():
+        return 0, 0
+    suites = ElementTree.parse(results).getroot().iter("testsuite")
+    total = failed = skipped = 0
+    for suite in suites:
+        total += int(suite.get("tests", 0))
+        failed += int(suite.get("failures", 0)) + int(suite.get("errors", 0))
+        skipped += int(suite.get("skipped", 0))
+    return total - failed - skipped, failed
+
+
+def lint(tally: Tally) -> None:
+    tally.step("yamllint", "yamllint", "--strict", ".")
+    tally.step("ruff check", "ruff", "check", ".")
+    tally.step("ruff format", "ruff", "format", "--check", ".")
+    tally.step("ansible-lint", "ansible-lint", "--strict")
+
+
+def unit(tally: Tally) -> None:
+    tally.step("unit", "pytest", "tests/unit", junit=True)
+
+
+def lab(tally: Tally) -> None:
+    """The containers and the lab's internet, through which every host gets its packages."""
+    tally.step("lab containers", sys.executable, "lab/lab.py", "up")
+    tally.step("lab internet and mailbox host", "ansible-playbook", "-i", "inventory/lab", "lab/world.yml")
+
+
+def roles(tally: Tally) -> None:
+    names = os.environ.get("ROLES", "").split() or sorted(
+        folder.name for folder in (ROOT / "molecule").iterdir() if (folder / "converge.yml").exists()
+    )
+    tally.step(
+        "role containers",
+        sys.executable,
+        "lab/lab.py",
+        "up",
+        "--inventory",
+        "molecule/inventory",
+        *[f"role-{name}" for name in names],
+    )
+
+    def scenario(name: str) -> None:
+        tally.step(f"role {name}", "molecule", "test", "--scenario-name", name, "--destroy", "never", minutes=15)
+
+    with concurrent.futures.ThreadPoolExecutor(SCENARIOS_AT_ONCE) as pool:
+        list(pool.map(scenario, names))
+
+
+def estate(tally: Tally) -> None:
+    site = ("ansible-playbook", "-i", "inventory/lab", "playbooks/site.yml")
+    tally.step("site.yml", *site, minutes=15)
+    again = tally.step("site.yml again", *site)
+    touched = [line for line in RECAP.finditer(again) if line.groups() != ("0", "0", "0")]
+    unchanged = bool(RECAP.search(again)) and not touched
+    tally.passed, tally.failed = tally.passed + unchanged, tally.failed + (not unchanged)
+    print(
+        "ok     the second run of site.yml changed nothing"
+        if unchanged
+        else "FAILED the second run of site.yml changed something:\n" + again
+    )
+    tally.step("estate", "pytest", "tests/estate", junit=True, minutes=20)
+
+
+def main(rings: list[str]) -> int:
+    unknown = set(rings) - set(RINGS)
+    if unknown:
+        print(f"unknown ring {', '.join(sorted(unknown))}; there are {', '.join(RINGS)}", file=sys.stderr)
+        return 2
+    chosen, tally, started = rings or list(RINGS), Tally(), time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # the linters think while the containers install
+        quick = [pool.submit(ring, tally) for name, ring in (("lint", lint), ("unit", unit)) if name in chosen]
+        if {"roles", "estate"} & set(chosen):
+            lab(tally)
+            if not tally.failed:
+                for name, ring in (("roles", roles), ("estate", estate)):
+                    if name in chosen:
+                        ring(tally)
+        for ring in quick:
+            ring.result()
+    print(f"{time.monotonic() - started:.0f} s")
+    print(f"{tally.passed} passed, {tally.failed} failed")
+    return int(bool(tally.failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
