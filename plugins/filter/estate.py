@@ -16,9 +16,12 @@ from ansible.errors import AnsibleFilterError
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "module_utils"))
 
+import estate_checks
 import estate_dns
 import estate_keys
 import estate_model
+import estate_plays
+import estate_secrets
 
 
 def _in_plain_words(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -37,6 +40,36 @@ def _in_plain_words(function: Callable[..., Any]) -> Callable[..., Any]:
             ) from error
 
     return wrapped
+
+
+def estate_problems(model: Any) -> list[str]:
+    """Everything that is wrong with the data model, in plain sentences; empty when it is valid."""
+    return estate_checks.problems(model)
+
+
+def estate_variable_problems(names: Sequence[str]) -> list[str]:
+    """Missing, renamed and unknown variables among the names that a site defines."""
+    return estate_checks.variable_problems(names)
+
+
+def estate_secret_problems(values: Mapping[str, Any], needed: Sequence[str]) -> list[str]:
+    """Missing and unusable ones among the secrets ``needed``; never shows a value."""
+    return estate_secrets.problems(values, list(needed))
+
+
+def play_roles(groups: Sequence[str], playbooks: str) -> list[str]:
+    """Roles that site.yml in the directory ``playbooks`` applies to a host: ``group_names | play_roles(…)``."""
+    return estate_plays.roles_of(groups, playbooks)
+
+
+def role_argument_spec(role: str, roles: str) -> dict[str, Any]:
+    """The argument specification of a role in the directory ``roles``."""
+    return estate_plays.argument_spec(role, roles)
+
+
+def role_problems(results: Sequence[Mapping[str, Any]], names: Sequence[str], roles: str) -> list[str]:
+    """What is wrong with a host's role variables: the errors in ``results``, and unknown ones among ``names``."""
+    return estate_plays.role_problems(results, names, roles)
 
 
 def estate_relay_domains(model: Mapping[str, Any]) -> list[str]:
@@ -61,8 +94,10 @@ def estate_verify_domains(model: Mapping[str, Any]) -> list[str]:
 
 def estate_zones(model: Mapping[str, Any], ttl: int = estate_dns.DEFAULT_TTL) -> dict[str, list[dict[str, Any]]]:
     """All DNS records of the estate: ``{zone: [{name, type, value, ttl, reason}, …]}``."""
-    return {zone: [dict(record) for record in records]
-            for zone, records in estate_dns.zones(estate_model.parse(model), ttl).items()}
+    return {
+        zone: [dict(record) for record in records]
+        for zone, records in estate_dns.zones(estate_model.parse(model), ttl).items()
+    }
 
 
 def estate_zone_file(
@@ -92,11 +127,17 @@ class FilterModule:
         """The filters by the name under which templates call them."""
         functions = (
             dkim_public_key,
+            estate_problems,
             estate_relay_domains,
             estate_relay_recipients,
+            estate_secret_problems,
             estate_transport,
+            estate_variable_problems,
             estate_verify_domains,
             estate_zone_file,
             estate_zones,
+            play_roles,
+            role_argument_spec,
+            role_problems,
         )
         return {function.__name__: _in_plain_words(function) for function in functions}

@@ -10,7 +10,7 @@ RFC 8460 (TLS-RPT).
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypedDict
 
 from estate_keys import key_type
@@ -33,6 +33,9 @@ class Record(TypedDict):
     value: str
     ttl: int
     reason: str
+
+
+Add = Callable[[str, str, str, str], None]  # name, type, value, reason
 
 
 def txt(text: str) -> str:
@@ -96,9 +99,7 @@ def zones(estate: Estate, ttl: int = DEFAULT_TTL) -> dict[str, list[Record]]:
     records: dict[tuple[str, str, str], Record] = {}
 
     def add(name: str, rtype: str, value: str, reason: str) -> None:
-        records.setdefault(
-            (name, rtype, value), Record(name=name, type=rtype, value=value, ttl=ttl, reason=reason)
-        )
+        records.setdefault((name, rtype, value), Record(name=name, type=rtype, value=value, ttl=ttl, reason=reason))
 
     _host_records(estate, add)
     for domain in estate.domains.values():
@@ -131,7 +132,7 @@ def _order(record: Record) -> tuple[list[str], str, str]:
     return (list(reversed(record["name"].split("."))), record["type"], record["value"])
 
 
-def _host_records(estate: Estate, add) -> None:
+def _host_records(estate: Estate, add: Add) -> None:
     for host in estate.hosts.values():
         if estate.zone_of(host.fqdn) is None:
             continue
@@ -153,7 +154,7 @@ def _host_records(estate: Estate, add) -> None:
             )
 
 
-def _domain_records(domain: Domain, estate: Estate, add) -> None:
+def _domain_records(domain: Domain, estate: Estate, add: Add) -> None:
     name = domain.name
     if domain.receives:
         _gateway_mx(name, estate, add)
@@ -178,8 +179,9 @@ def _domain_records(domain: Domain, estate: Estate, add) -> None:
     if policy is not None:
         add(f"_dmarc.{name}", "TXT", txt(dmarc_value(policy)), _dmarc_reason(domain, policy))
     if domain.tls_rpt:
-        rua = ",".join(f"mailto:{mail_address(address)}" if "://" not in address else address
-                       for address in domain.tls_rpt)
+        rua = ",".join(
+            f"mailto:{mail_address(address)}" if "://" not in address else address for address in domain.tls_rpt
+        )
         add(
             f"_smtp._tls.{name}",
             "TXT",
@@ -199,7 +201,7 @@ def _dmarc_reason(domain: Domain, policy: Dmarc) -> str:
     return f"DMARC policy of {domain.name}: {wish}."
 
 
-def _gateway_mx(name: str, estate: Estate, add) -> None:
+def _gateway_mx(name: str, estate: Estate, add: Add) -> None:
     for gateway in estate.gateways:
         add(
             name,
@@ -209,7 +211,7 @@ def _gateway_mx(name: str, estate: Estate, add) -> None:
         )
 
 
-def _srs_records(estate: Estate, add) -> None:
+def _srs_records(estate: Estate, add: Add) -> None:
     name = estate.srs_domain
     if name is None:
         return
@@ -231,7 +233,7 @@ def _srs_records(estate: Estate, add) -> None:
     )
 
 
-def _report_authorisations(estate: Estate, add) -> None:
+def _report_authorisations(estate: Estate, add: Add) -> None:
     for domain in estate.domains.values():
         home = estate.zone_of(domain.name)
         for address in domain.dmarc.rua if domain.dmarc else ():
@@ -243,7 +245,7 @@ def _report_authorisations(estate: Estate, add) -> None:
         _authorise(outside, target, add)
 
 
-def _authorise(domain: str, target: str, add) -> None:
+def _authorise(domain: str, target: str, add: Add) -> None:
     add(
         f"{domain}._report._dmarc.{target}",
         "TXT",

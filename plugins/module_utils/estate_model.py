@@ -145,8 +145,10 @@ def parse(model: Mapping[str, Any]) -> Estate:
         forwards={source: tuple(as_list(target)) for source, target in sorted((model.get("forwards") or {}).items())},
         dkim_public_keys=dict(sorted((model.get("dkim_public_keys") or {}).items())),
         report_authorisations=tuple(
-            sorted((entry["domain"], entry.get("at") or model["domain"])
-                   for entry in model.get("report_authorisations") or [])
+            sorted(
+                (entry["domain"], entry.get("at") or model["domain"])
+                for entry in model.get("report_authorisations") or []
+            )
         ),
     )
 
@@ -177,7 +179,8 @@ def _parse_domain(name: str, fields: Mapping[str, Any], hosts: Mapping[str, Host
         spf_all=(send or {}).get("spf_all") or "fail",
         signer=sign.get("signer"),
         selectors=tuple(sorted(map(str, sign.get("selectors") or []))),
-        dmarc=policy and Dmarc(
+        dmarc=policy
+        and Dmarc(
             p=policy["p"],
             sp=policy.get("sp"),
             np=policy.get("np"),
@@ -234,4 +237,4 @@ def relay_recipients(estate: Estate) -> list[str]:
 
 def verify_domains(estate: Estate) -> list[str]:
     """The domains whose recipients are verified by asking the next hop (Postfix ``reject_unverified_recipient``)."""
-    return sorted(domain.name for domain in estate.domains.values() if domain.receives and domain.recipients == "verify")
+    return [name for name in relay_domains(estate) if estate.domains[name].recipients == "verify"]
