@@ -207,7 +207,7 @@ def _gateway_mx(name: str, estate: Estate, add: Add) -> None:
             name,
             "MX",
             f"{MX_PREFERENCE} {estate.hosts[gateway].fqdn}.",
-            f"{gateway} takes mail for {name}; all gateways have the same preference and share the load.",
+            f"Mail for {name} is taken by {gateway}; all gateways have the same preference and share the load.",
         )
 
 

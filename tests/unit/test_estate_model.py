@@ -1,0 +1,84 @@
+"""Mail routing derived from the data model, through the filters as templates call them."""
+
+from __future__ import annotations
+
+import pytest
+from ansible.errors import AnsibleFilterError
+
+import estate
+
+FILTERS = estate.FilterModule().filters()
+
+
+def test_every_filter_has_a_name_and_a_sentence():
+    assert {
+        "dkim_public_key", "estate_problems", "estate_relay_domains", "estate_relay_recipients", "estate_transport",
+        "estate_verify_domains", "estate_zone_file", "estate_zones", "play_roles",
+    } <= set(FILTERS)  # fmt: skip
+    assert all(function.__doc__ for function in FILTERS.values())
+
+
+def test_relay_domains_are_those_that_receive(model):
+    assert FILTERS["estate_relay_domains"](model) == [
+        "example.org", "load.example.org", "member.example.org", "sfc.example.org"
+    ]  # fmt: skip
+
+
+def test_closed_sending_only_and_srs_domains_are_not_relayed(model):
+    model["domains"]["news.example.org"] = {"send": {"hosts": ["smtp"]}}
+    routed = {*FILTERS["estate_relay_domains"](model), *FILTERS["estate_transport"](model)}
+    assert not routed & {"closed.example.org", "news.example.org", "srs.example.org"}
+
+
+def test_transport_names_the_next_hop_without_mx_look_up(model):
+    assert FILTERS["estate_transport"](model) == {
+        "example.org": "smtp:[mail.example.org]:25",
+        "load.example.org": "smtp:[198.18.25.111]:25",
+        "member.example.org": "smtp:[mx.member.example.org]:25",
+        "sfc.example.org": "smtp:[mail.example.org]:25",
+    }
+
+
+def test_transport_to_a_port_and_to_an_ipv6_address(model):
+    model["domains"]["load.example.org"]["receive"]["next_hop"] = {"host": "2001:db8::1", "port": 2525}
+    assert FILTERS["estate_transport"](model)["load.example.org"] == "smtp:[ipv6:2001:db8::1]:2525"
+
+
+def test_recipients_are_addresses_where_listed_and_whole_domains_where_not(model):
+    assert FILTERS["estate_relay_recipients"](model) == [
+        "@example.org", "@load.example.org", "@member.example.org",
+        "hanako@sfc.example.org", "postmaster@sfc.example.org",
+    ]  # fmt: skip
+
+
+def test_forwards_of_a_domain_with_listed_recipients_are_recipients_too(model):
+    model["forwards"]["gone@sfc.example.org"] = "gone@example.com"
+    assert "gone@sfc.example.org" in FILTERS["estate_relay_recipients"](model)
+
+
+def test_recipients_left_out_means_verify(model):
+    del model["domains"]["member.example.org"]["receive"]["recipients"]
+    assert "member.example.org" in FILTERS["estate_verify_domains"](model)
+
+
+def test_verified_domains(model):
+    assert FILTERS["estate_verify_domains"](model) == ["example.org", "member.example.org"]
+
+
+def test_results_do_not_depend_on_the_order_of_the_data(model):
+    shuffled = model | {"domains": dict(reversed(model["domains"].items()))}
+    for name in ("estate_relay_domains", "estate_relay_recipients", "estate_verify_domains", "estate_zones"):
+        assert FILTERS[name](shuffled) == FILTERS[name](model)
+    assert list(FILTERS["estate_transport"](shuffled)) == list(FILTERS["estate_transport"](model))
+
+
+def test_invalid_model_ends_with_a_hint_to_the_validation(model):
+    model["domains"]["example.org"]["receive"]["next_hop"] = "nowhere"
+    with pytest.raises(AnsibleFilterError, match=r"not valid .*nowhere.* playbooks/validate.yml"):
+        FILTERS["estate_transport"](model)
+
+
+def test_zone_file_of_the_filters_is_text(model):
+    zones = FILTERS["estate_zones"](model, ttl=60)
+    text = FILTERS["estate_zone_file"](zones["example.org"], "example.org", ["ns.example.com"])
+    assert "@ 60 IN MX 10 mail-gw1.example.org.\n" in text
