@@ -192,7 +192,7 @@ def _domain_records(domain: Domain, estate: Estate, add: Add) -> None:
 
 def _dmarc_reason(domain: Domain, policy: Dmarc) -> str:
     if not domain.sends:
-        return f"{domain.name} sends nothing: receivers may refuse every message from it and from names below it."
+        return f"Receivers may refuse every message from {domain.name} and from names below it: it sends nothing."
     wish = {
         "none": "receivers treat unauthenticated mail as usual, and we read the reports",
         "quarantine": "receivers put unauthenticated mail aside",
@@ -250,7 +250,7 @@ def _authorise(domain: str, target: str, add: Add) -> None:
         f"{domain}._report._dmarc.{target}",
         "TXT",
         txt("v=DMARC1"),
-        f"{target} agrees to receive the DMARC reports about {domain} (RFC 9990); without this they are not sent.",
+        f"DMARC reports about {domain} are welcome at {target}; without this record nobody sends them (RFC 9990).",
     )
 
 

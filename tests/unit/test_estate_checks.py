@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -345,6 +347,18 @@ def test_missing_variable_is_named(missing):
     found = estate_checks.variable_problems(names)
     assert len(found) == 1
     assert found[0].startswith(f"{missing} is not set")
+
+
+def test_every_variable_and_field_is_documented():
+    text = (Path(__file__).resolve().parents[2] / "docs/data-model.md").read_text(encoding="utf-8")
+    words = set(re.findall(r"\w+", " ".join(re.findall(r"`[^`\n]+`", text))))
+    fields = [
+        name
+        for table, names in vars(estate_checks).items()
+        if table.endswith("_FIELDS") and table != "MODEL_FIELDS"
+        for name in names
+    ]
+    assert sorted({*fields, *estate_checks.MANDATORY_VARIABLES} - words) == []
 
 
 def test_new_names_of_renamed_variables_exist():
