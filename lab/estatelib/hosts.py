@@ -10,7 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 # A port each service answers on once it is really ready (systemd says "active" earlier).
-READY_PORTS = {"rspamd": 11332, "valkey-server": 6379, "redis-server": 6379, "postsrsd": 10001, "postfix": 25}
+READY_PORTS = {
+    "rspamd": 11332,
+    "valkey-server@rspamd": 6379,
+    "arc-verify": 8895,
+    "arc-seal": 8896,
+    "postsrsd": 10001,
+    "postfix": 25,
+}
 
 
 class CommandFailedError(AssertionError):
