@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
+from jinja2 import pass_context
+from jinja2.runtime import Context
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "module_utils"))
 
@@ -62,14 +64,17 @@ def play_roles(groups: Sequence[str], playbooks: str) -> list[str]:
     return estate_plays.roles_of(groups, playbooks)
 
 
-def role_argument_spec(role: str, roles: str) -> dict[str, Any]:
-    """The argument specification of a role in the directory ``roles``."""
-    return estate_plays.argument_spec(role, roles)
+@pass_context
+def role_problems(context: Context, roles: Sequence[str], names: Sequence[str], directory: str) -> list[str]:
+    """What is wrong with a host's variables for each of ``roles``: ``… | role_problems(names, directory)``.
 
-
-def role_problems(results: Sequence[Mapping[str, Any]], names: Sequence[str], roles: str) -> list[str]:
-    """What is wrong with a host's role variables: the errors in ``results``, and unknown ones among ``names``."""
-    return estate_plays.role_problems(results, names, roles)
+    ``names`` are all variables of the host, ``directory`` is that of the roles.
+    """
+    return [
+        problem
+        for role in roles
+        for problem in estate_plays.role_problems(role, directory, names, context.resolve_or_missing)
+    ]
 
 
 def estate_relay_domains(model: Mapping[str, Any]) -> list[str]:
@@ -137,7 +142,6 @@ class FilterModule:
             estate_zone_file,
             estate_zones,
             play_roles,
-            role_argument_spec,
             role_problems,
         )
         return {function.__name__: _in_plain_words(function) for function in functions}

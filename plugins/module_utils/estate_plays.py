@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
 
 class _Loader(yaml.SafeLoader):
@@ -47,28 +48,49 @@ def argument_spec(role: str, roles: str | Path) -> dict[str, Any]:
         raise ValueError(f"meta/argument_specs.yml of the role {role} has no argument_specs.main.options") from None
 
 
-def role_problems(results: Iterable[Mapping[str, Any]], names: Iterable[str], roles: str | Path) -> list[str]:
-    """What is wrong with a host's role variables.
+def role_problems(role: str, roles: str | Path, names: Iterable[str], value_of: Callable[[str], Any]) -> list[str]:
+    """What is wrong with a host's variables for one role, by the role's argument specification.
 
-    :param results: the results of ``validate_argument_spec``, looped over role names.
-    :param names: the names of all variables of the host.
+    Ansible's own validator compares them, as it will again when the role starts; here it happens before any host is
+    touched, for variables that cannot be computed and for unknown ones too.
+
     :param roles: the directory of the roles.
+    :param names: the names of all variables of the host.
+    :param value_of: gives a variable's value; may raise anything when it cannot be computed.
     """
-    found = []
-    known = sorted({str(name) for name in names})
-    for result in results:
-        role = str(result["item"])
-        if result.get("argument_errors"):
-            found += [f"role {role}: {error}" for error in result["argument_errors"]]
-        elif not str(result.get("msg", "")).endswith("passed"):
-            found.append(f"role {role}: {result.get('msg')}")
+    try:
         options = argument_spec(role, roles)
-        for name in known:
-            if name.startswith(f"{role}_") and name not in options:
-                close = difflib.get_close_matches(name, sorted(options), n=1)
-                hint = f"; did you mean {close[0]}?" if close else ""
-                found.append(f"role {role}: {name} is no argument of it{hint} (roles/{role}/defaults/main.yml has all)")
+    except ValueError as error:
+        return [f"role {role}: {error}"]
+    found, values, broken = [], {}, []
+    for name in sorted({str(name) for name in names}):
+        if name in options:
+            try:
+                values[name] = _plain(value_of(name))
+            except Exception as error:  # whatever a template raises belongs to the variable
+                found.append(f"role {role}: {name} cannot be computed: {error}")
+                broken.append(name)
+        elif name.startswith(f"{role}_"):
+            close = difflib.get_close_matches(name, sorted(options), n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            found.append(f"role {role}: {name} is no argument of it{hint} (roles/{role}/defaults/main.yml has all)")
+    computed = {name: option for name, option in options.items() if name not in broken}
+    result = ArgumentSpecValidator(computed).validate(values)
+    secrets = [values[name] for name, option in computed.items() if option.get("no_log") and values.get(name)]
+    for message in result.error_messages:
+        for secret in secrets:
+            message = message.replace(str(secret), "(secret)")
+        found.append(f"role {role}: {message}")
     return found
+
+
+def _plain(value: Any) -> Any:
+    """The value with everything in it computed (Ansible computes the parts of lists and mappings when asked for)."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return str(value) if isinstance(value, str) else value
 
 
 def _plays_of(path: Path, above: tuple[Path, ...]) -> Iterable[dict[str, Any]]:

@@ -73,35 +73,72 @@ def roles(tmp_path):
     meta = tmp_path / "postfix" / "meta"
     meta.mkdir(parents=True)
     (meta / "argument_specs.yml").write_text(
-        "argument_specs: {main: {options: {postfix_myhostname: {type: str, required: true}, postfix_main: {}}}}\n"
+        "argument_specs:\n"
+        "  main:\n"
+        "    options:\n"
+        "      postfix_myhostname: {type: str, required: true}\n"
+        "      postfix_processes: {type: int}\n"
+        "      postfix_level: {type: str, choices: [may, dane]}\n"
+        "      postfix_password: {type: str, choices: [none], no_log: true}\n"
+        "      postfix_maps: {type: list, elements: dict, options: {name: {type: str, required: true}}}\n"
     )
     return tmp_path
 
 
+def role_problems(roles, **variables):
+    return estate_plays.role_problems("postfix", roles, variables, variables.__getitem__)
+
+
 def test_good_role_variables_give_no_problem(roles):
-    results = [{"item": "postfix", "msg": "The arg spec validation passed"}]
-    assert estate_plays.role_problems(results, ["postfix_main", "postfix_myhostname", "base_x"], roles) == []
+    assert role_problems(roles, postfix_myhostname="x", postfix_processes=3, postfix_level="may", base_x=1) == []
 
 
-def test_errors_of_the_specification_are_told_with_the_role(roles):
-    results = [{"item": "postfix", "argument_errors": ["missing required arguments: postfix_myhostname"]}]
-    assert estate_plays.role_problems(results, [], roles) == [
-        "role postfix: missing required arguments: postfix_myhostname"
-    ]
+def test_missing_mandatory_argument_is_named(roles):
+    assert role_problems(roles) == ["role postfix: missing required arguments: postfix_myhostname"]
 
 
-def test_value_that_cannot_be_computed_is_told(roles):
-    results = [{"item": "postfix", "msg": "'nowhere' is undefined"}]
-    assert estate_plays.role_problems(results, [], roles) == ["role postfix: 'nowhere' is undefined"]
+def test_wrong_values_are_told_with_the_value_and_what_is_allowed(roles):
+    found = role_problems(roles, postfix_myhostname="x", postfix_level="must", postfix_processes="many")
+    assert len(found) == 2
+    assert any("postfix_level must be one of: may, dane, got: must" in sentence for sentence in found)
+    assert any("postfix_processes" in sentence and "many" in sentence and "int" in sentence for sentence in found)
+
+
+def test_missing_part_of_an_element_is_named(roles):
+    (found,) = role_problems(roles, postfix_myhostname="x", postfix_maps=[{}])
+    assert "name found in postfix_maps" in found
+
+
+def test_secret_value_is_not_shown(roles):
+    (found,) = role_problems(roles, postfix_myhostname="x", postfix_password="hunter2")
+    assert "postfix_password" in found
+    assert "hunter2" not in found
+
+
+def test_value_that_cannot_be_computed_is_told_beside_the_other_problems(roles):
+    variables = {"postfix_myhostname": "", "postfix_level": "must"}
+
+    def value_of(name):
+        if name == "postfix_myhostname":
+            raise RuntimeError("'nowhere' is undefined")
+        return variables[name]
+
+    found = estate_plays.role_problems("postfix", roles, variables, value_of)
+    assert found[0] == "role postfix: postfix_myhostname cannot be computed: 'nowhere' is undefined"
+    assert len(found) == 2, "the other problem, and nothing about a missing argument"
 
 
 def test_unknown_role_variable_is_told_with_the_likely_name(roles):
-    results = [{"item": "postfix", "msg": "The arg spec validation passed"}]
-    (found,) = estate_plays.role_problems(results, ["postfix_mian"], roles)
-    assert "postfix_mian is no argument of it; did you mean postfix_main?" in found
+    (found,) = role_problems(roles, postfix_myhostname="x", postfix_proceses=1)
+    assert "postfix_proceses is no argument of it; did you mean postfix_processes?" in found
 
 
 def test_role_without_specification_is_named(roles):
     (roles / "postfix/meta/argument_specs.yml").write_text("argument_specs: {}\n")
-    with pytest.raises(ValueError, match="role postfix has no argument_specs"):
-        estate_plays.argument_spec("postfix", roles)
+    (found,) = role_problems(roles)
+    assert "role postfix has no argument_specs" in found
+
+
+def test_missing_role_is_named(roles):
+    (found,) = estate_plays.role_problems("nothing", roles, [], None)
+    assert "role nothing: cannot read" in found

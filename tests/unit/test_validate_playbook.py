@@ -120,6 +120,12 @@ def test_role_variable_of_the_wrong_kind_is_told_with_value_and_what_is_allowed(
     assert "base_journal_rate_limit_burst" in text
 
 
+def test_role_variable_that_cannot_be_computed_is_named(site):
+    settings = site.vault.with_name("base.yml")
+    settings.write_text('base_timezone: "{{ nowhere }}"\n', encoding="utf-8")
+    assert "role base: base_timezone cannot be computed: 'nowhere' is undefined" in refused(site("site.yml"))
+
+
 def test_mistyped_role_variable_is_told_with_the_likely_name(site):
     text = refused(site("site.yml", base_unattended_upgrade=True))
     assert "base_unattended_upgrade is no argument of it; did you mean base_unattended_upgrades?" in text
