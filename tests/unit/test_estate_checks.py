@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import estate_checks
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 REMOVE = object()
 DOMAIN = ("domains", "example.org")
 SFC = ("domains", "sfc.example.org")
@@ -349,8 +351,16 @@ def test_missing_variable_is_named(missing):
     assert found[0].startswith(f"{missing} is not set")
 
 
+@pytest.mark.parametrize("site", ["lab", "wide"])
+def test_all_sites_put_the_same_variables_into_the_model(site):
+    link = REPOSITORY / "inventory" / site / "group_vars/all/model.yml"
+    assert link.resolve() == REPOSITORY / "inventory/model.yml"
+    model = yaml.safe_load(link.read_text(encoding="utf-8"))["estate_model"]
+    assert model == {field: "{{ estate_" + field + " }}" for field in estate_checks.MODEL_FIELDS}
+
+
 def test_every_variable_and_field_is_documented():
-    text = (Path(__file__).resolve().parents[2] / "docs/data-model.md").read_text(encoding="utf-8")
+    text = (REPOSITORY / "docs/data-model.md").read_text(encoding="utf-8")
     words = set(re.findall(r"\w+", " ".join(re.findall(r"`[^`\n]+`", text))))
     fields = [
         name
