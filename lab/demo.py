@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from estatelib import Delivery, Estate, Mailbox, Post, World, auth_results
-from estatelib.places import GATEWAYS, INJECTION
+from estatelib.places import ADDRESSES, GATEWAYS, INJECTION_HOST, INJECTION_PORT
 
 GTUBE = "XJS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X\r\n"
 REFUSED = "refused"
@@ -43,14 +43,14 @@ def paths(estate: Estate) -> list[Path]:
         "example.jp": "no policy at all",
     }
     policies = [
-        Path(f"{domain} ({policy}) by {gateway}", partial(estate.world(domain).hand_over, gateway=gateway))
+        Path(f"{domain} ({policy}) by {gateway}", partial(estate.world(domain).send, gateway=gateway))
         for domain, policy in outside.items()
         for gateway in GATEWAYS
     ]
     return [
         *policies,
         Path("example.com by its own server and our MX", own_server),
-        Path("example.com over IPv6", partial(by_hand, family=6), "bob@example.org"),
+        Path("example.com over IPv6", partial(own_server, family=6), "bob@example.org"),
         Path("to a campus with a recipient list", own_server, "hanako@sfc.example.org"),
         Path("to a member organisation's own host", own_server, "user@member.example.org"),
         Path("through an outside mailing list", own_server, "list@example.ac.jp", mailbox="alice@example.org"),
@@ -122,12 +122,14 @@ def main() -> int:
 
 
 def look_around() -> str:
-    """Return what there is to look at."""
+    """Return what there is to look at, and how to log in."""
     return f"""Look around:
-  ssh -F .lab/ssh/config mail-gw1                          any host: mail-gw1, mail-gw2, mail, world
-  .lab/mailboxes/mail/example.org/alice/Maildir/new/       every mailbox, ours and outside, as files
-  swaks --server {INJECTION[0]}:{INJECTION[1]} --from user@example.com --to alice@example.org
-                                                           send more: the sender's domain chooses who sends it
+  any host              ssh -F .lab/ssh/config mail-gw1    (mail-gw2, mail, world)
+  mailboxes as files    .lab/mailboxes/mail/example.org/alice/Maildir/new/    (outside ones below .lab/mailboxes/world/)
+  mailboxes by IMAP     {ADDRESSES["mail"][0]}, port 993, as alice@example.org; the password is in .lab/secrets/mailboxes
+  metrics, rspamd       ssh -F .lab/ssh/config -N -L 8897:127.0.0.1:8897 -L 11334:127.0.0.1:11334 mail-gw1
+                        then http://127.0.0.1:8897/metrics and http://127.0.0.1:11334/
+  send more             by SMTP to {INJECTION_HOST}:{INJECTION_PORT}; the sender's domain decides which outside system sends it
 """
 
 

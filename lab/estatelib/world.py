@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from . import keys
 from .mailboxes import Mailbox
 from .messages import arc_seal, compose, dkim_sign, message_id_of, new_message_id
-from .places import ADDRESSES, INJECTION, OUTSIDE_ADDRESSES, OUTSIDE_MAIL_HOSTS
+from .places import (
+    ADDRESSES,
+    INJECTION_HOST,
+    INJECTION_PORT,
+    INJECTION_PORT_OF_FAMILY,
+    INJECTION_PORT_OF_GATEWAY,
+    OUTSIDE_ADDRESSES,
+    OUTSIDE_MAIL_HOSTS,
+)
 from .smtp import Reply, Session
 
 
@@ -58,11 +66,28 @@ class World:
         selector, key = keys.signing_key(self.domain)
         return arc_seal(message, self.domain, selector, key, results)
 
-    def send(self, to: str, *, user: str = "user", envelope: str | None = None, **parts) -> Post:
-        """Send through this domain's own Postfix, which signs, chooses the MX and retries as any server would."""
+    def send(
+        self,
+        to: str,
+        *,
+        gateway: str | None = None,
+        family: int | None = None,
+        user: str = "user",
+        envelope: str | None = None,
+        **parts,
+    ) -> Post:
+        """Send through this domain's own Postfix, which signs, and retries as any server would.
+
+        It goes to the MX unless ``gateway`` names one, by whichever ``family`` answers unless 4 or 6 is asked for.
+        """
+        port = INJECTION_PORT
+        if gateway:
+            port = INJECTION_PORT_OF_GATEWAY[gateway]
+        elif family:
+            port = INJECTION_PORT_OF_FAMILY[family]
         sender = f"{user}@{self.domain}" if envelope is None else envelope
         raw = self.compose(to, user=user, **parts)
-        with smtplib.SMTP(*INJECTION, local_hostname="controller.example.com", timeout=30) as smtp:
+        with smtplib.SMTP(INJECTION_HOST, port, local_hostname="controller.example.com", timeout=30) as smtp:
             smtp.sendmail(sender, [to], raw)
         return Post(sender, to, message_id_of(raw), raw)
 

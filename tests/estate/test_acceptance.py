@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from estatelib import auth_results, lookup
+from estatelib.places import GATEWAYS
 
 # What each outside system publishes and does decides what the gateways find.
 POLICIES = {
@@ -17,9 +18,10 @@ POLICIES = {
 }
 
 
+@pytest.mark.parametrize("gateway", GATEWAYS)
 @pytest.mark.parametrize("domain", POLICIES)
-def test_mail_of_each_outside_policy_arrives_with_the_right_results(estate, domain):
-    post = estate.world(domain).send(to="alice@example.org")
+def test_mail_of_each_outside_policy_arrives_with_the_right_results(estate, domain, gateway):
+    post = estate.world(domain).send(to="alice@example.org", gateway=gateway)
     copy = estate.mailbox("alice@example.org").wait_for(post.message_id)
     verdict = auth_results(copy)
     spf, dkim, dmarc = POLICIES[domain]
@@ -30,7 +32,7 @@ def test_mail_of_each_outside_policy_arrives_with_the_right_results(estate, doma
     assert copy.folder == "INBOX"
 
 
-@pytest.mark.parametrize("gateway", ["mail-gw1", "mail-gw2"])
+@pytest.mark.parametrize("gateway", GATEWAYS)
 @pytest.mark.parametrize("family", [4, 6])
 def test_mail_arrives_through_each_gateway_over_ipv4_and_ipv6(estate, gateway, family):
     post = estate.world("example.com").hand_over("bob@example.org", gateway=gateway, family=family)
@@ -61,7 +63,7 @@ def test_mail_comes_in_and_goes_on_over_tls(estate):
     assert "ESMTPS" in by_gateway
 
 
-@pytest.mark.parametrize("gateway", ["mail-gw1", "mail-gw2"])
+@pytest.mark.parametrize("gateway", GATEWAYS)
 def test_gateway_offers_modern_tls_only_with_a_certificate_in_its_name(estate, gateway):
     script = (
         "import smtplib, ssl, sys\n"
@@ -78,6 +80,11 @@ def test_gateway_offers_modern_tls_only_with_a_certificate_in_its_name(estate, g
 def test_mail_for_a_domain_with_a_recipient_list_arrives(estate):
     post = estate.world("example.com").send(to="hanako@sfc.example.org")
     assert estate.mailbox("hanako@sfc.example.org").wait_for(post.message_id).folder == "INBOX"
+
+
+def test_mail_that_a_user_forwards_inside_the_organisation_arrives(estate):
+    post = estate.world("example.com").send(to="t.yamada@example.org")
+    assert auth_results(estate.mailbox("taro@example.org").wait_for(post.message_id)).dmarc == "pass"
 
 
 def test_mail_for_a_member_organisation_reaches_its_own_host(estate):
