@@ -126,10 +126,10 @@ def look_around() -> str:
     return f"""Look around:
   any host              ssh -F .lab/ssh/config mail-gw1    (mail-gw2, mail, world)
   mailboxes as files    .lab/mailboxes/mail/example.org/alice/Maildir/new/    (outside ones below .lab/mailboxes/world/)
-  mailboxes by IMAP     {ADDRESSES["mail"][0]}, port 993, as alice@example.org; the password is in .lab/secrets/mailboxes
+  mailboxes by IMAP     {ADDRESSES["mail"][0]}, port 993, as alice@example.org; password in .lab/secrets/mailboxes
   metrics, rspamd       ssh -F .lab/ssh/config -N -L 8897:127.0.0.1:8897 -L 11334:127.0.0.1:11334 mail-gw1
                         then http://127.0.0.1:8897/metrics and http://127.0.0.1:11334/
-  send more             by SMTP to {INJECTION_HOST}:{INJECTION_PORT}; the sender's domain decides which outside system sends it
+  send more             by SMTP to {INJECTION_HOST}:{INJECTION_PORT}; the sender's domain chooses the outside system
 """
 
 
