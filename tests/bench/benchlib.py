@@ -35,6 +35,7 @@ SOURCE, HELO = "198.18.25.110", "load.example.net"
 SINK = "198.18.25.111"
 SESSIONS = 20
 SIZE = 4096
+HEADING, SIGNATURE = 140, 570  # bytes of it that the sender's own header fields and a DKIM signature take
 SIGNED_DOMAIN, UNSIGNED_DOMAIN = "example.com", "example.jp"
 TEMPLATES = 40
 TEXT = (
@@ -102,27 +103,27 @@ def ends_tidily() -> Iterator[None]:
 # --- messages ---------------------------------------------------------------------------------------------------------
 
 
-def message(rng: random.Random, domain: str, html: bool) -> bytes:
-    """A message of about 4 kB without Date and Message-ID (the sender adds them): plain, or plain and HTML."""
-
-    def text(size: int) -> str:
-        lines: list[str] = []
-        while sum(map(len, lines)) < size:
-            lines.append(" ".join(rng.choices(WORDS, k=12)).capitalize() + ".")
-        return "\r\n".join(lines) + "\r\n"
-
+def message(rng: random.Random, domain: str, html: bool, size: int) -> bytes:
+    """A message of ``size`` bytes, plain or plain and HTML; the sender adds Date and Message-ID."""
     head = f"From: A User <user@{domain}>\r\nTo: Load <load@load.example.org>\r\nMIME-Version: 1.0\r\n"
     head += f"Subject: {' '.join(rng.choices(WORDS, k=6))}\r\n"
     plain = "Content-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: 7bit\r\n"
-    if not html:
-        return f"{head}{plain}\r\n{text(SIZE - 750)}".encode()
-    words = text(SIZE // 2 - 700)
-    body = words.replace("\r\n", "<br>\r\n")
-    return (
-        f"{head}Content-Type: multipart/alternative; boundary=half\r\n\r\n--half\r\n{plain}\r\n{words}"
-        f"--half\r\nContent-Type: text/html; charset=utf-8\r\n\r\n<html><body><p>{body}</p>"
-        f'<p><a href="https://www.{domain}/minutes">Minutes</a></p></body></html>\r\n--half--\r\n'
-    ).encode()
+
+    def whole(lines: list[str]) -> bytes:
+        text = "".join(f"{line}\r\n" for line in lines)
+        if not html:
+            return f"{head}{plain}\r\n{text}".encode()
+        body = "".join(f"{line}<br>\r\n" for line in lines)
+        return (
+            f"{head}Content-Type: multipart/alternative; boundary=half\r\n\r\n--half\r\n{plain}\r\n{text}"
+            f"--half\r\nContent-Type: text/html; charset=utf-8\r\n\r\n<html><body><p>{body}</p>"
+            f'<p><a href="https://www.{domain}/minutes">Minutes</a></p></body></html>\r\n--half--\r\n'
+        ).encode()
+
+    lines: list[str] = []
+    while len(content := whole(lines)) < size - 30:
+        lines.append(" ".join(rng.choices(WORDS, k=6)).capitalize() + ".")
+    return content
 
 
 def messages(run: str) -> tuple[list[str], list[str]]:
@@ -136,7 +137,7 @@ def messages(run: str) -> tuple[list[str], list[str]]:
     for number in range(TEMPLATES):
         signed = number % 2 == 0
         domain = SIGNED_DOMAIN if signed else UNSIGNED_DOMAIN
-        content = message(rng, domain, html=number % 4 >= 2)
+        content = message(rng, domain, html=number % 4 >= 2, size=SIZE - HEADING - (SIGNATURE if signed else 0))
         if signed:
             content = (
                 dkim.sign(
