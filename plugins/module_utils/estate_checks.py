@@ -37,6 +37,7 @@ MANDATORY_VARIABLES = (
     "estate_spam",
     "estate_forwards",
     "estate_limit_exceptions",
+    "estate_management_networks",
     "estate_report_authorisations",
     "estate_report_receivers",
 )
@@ -59,7 +60,8 @@ SEND_FIELDS = ("hosts", "networks", "includes", "spf_all")
 SIGN_FIELDS = ("signer", "selectors")
 DMARC_FIELDS = ("p", "sp", "np", "rua", "testing")
 ARC_FIELDS = ("enabled", "domain", "selector", "trusted_sealers")
-SPAM_FIELDS = ("greylist", "add_header", "reject")
+SPAM_SCORES = ("greylist", "add_header", "reject")
+SPAM_FIELDS = (*SPAM_SCORES, "outside_lists")
 AUTHORISATION_FIELDS = ("domain", "at")
 
 POLICIES = ("none", "quarantine", "reject")
@@ -667,9 +669,22 @@ class _Checker:
         for client in self.sequence("estate_limit_exceptions", self.model.get("limit_exceptions")):
             if not is_ip(client) and not is_network(client):
                 self.say("estate_limit_exceptions", client, "must be an IP address or a network such as 192.0.2.0/24")
+        networks = self.model.get("management_networks")
+        if not self.sequence("estate_management_networks", networks) and not isinstance(networks, dict | str):
+            self.say(
+                "estate_management_networks",
+                networks,
+                "name the networks that may reach SSH, the controller's among them, or the firewall shuts you out",
+            )
+        for network in self._list_of("management_networks"):
+            if not is_ip(network) and not is_network(network):
+                self.say(
+                    "estate_management_networks", network, "must be an IP address or a network such as 192.0.2.0/24"
+                )
         spam = self.mapping("estate_spam", self.model.get("spam"), SPAM_FIELDS)
+        self.boolean("estate_spam.outside_lists", spam.get("outside_lists", True))
         ordered: list[tuple[str, float]] = []
-        for field in SPAM_FIELDS if spam else ():
+        for field in SPAM_SCORES if spam else ():
             score = spam.get(field)
             if score is None and field == "greylist":
                 continue

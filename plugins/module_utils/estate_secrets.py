@@ -23,7 +23,10 @@ def problems(values: Mapping[str, Any], needed: list[str]) -> list[str]:
     found = []
     for name in needed:
         value = values.get(name)
-        if value is None or (isinstance(value, str) and not value.strip()):
+        if isinstance(value, list) and value and name.endswith("_secret"):
+            # Several: the first is in use, the others are still recognised until they expire.
+            found += [problem for one in value for problem in problems({name: one}, [name])]
+        elif value is None or (isinstance(value, str) and not value.strip()):
             found.append(f"{name} is not set: {WHERE}.")
         elif not isinstance(value, str):
             found.append(f"{name} is no text but of type {type(value).__name__}: {WHERE}.")

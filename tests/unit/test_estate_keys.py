@@ -122,6 +122,14 @@ def test_secret_that_is_not_text_is_named(rsa_key, tls_key):
     assert found.startswith("vault_srs_secret is no text but of type int")
 
 
+def test_secret_that_is_being_rotated_is_a_list(rsa_key, tls_key):
+    values = secrets(rsa_key, tls_key) | {"vault_srs_secret": ["fedcba9876543210", "0123456789abcdef"]}
+    assert estate_secrets.problems(values, list(values)) == []
+    values["vault_srs_secret"].append("")
+    (found,) = estate_secrets.problems(values, list(values))
+    assert found.startswith("vault_srs_secret is not set: ")
+
+
 def test_unusable_secrets_are_told_with_the_remedy_and_never_shown(rsa_key, tls_key):
     other = ec.generate_private_key(ec.SECP256R1())
     chain = pem(tls_key) + certificate(tls_key)
