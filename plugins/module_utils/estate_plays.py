@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ import yaml
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
     """YAML as Ansible writes it: values with tags such as ``!vault`` are of no interest here."""
 
 
@@ -105,7 +106,9 @@ def _plays_of(path: Path, above: tuple[Path, ...]) -> Iterable[dict[str, Any]]:
             yield play
 
 
+@functools.cache
 def _read(path: Path) -> Any:
+    """The YAML of a file, read once in a process: a template is evaluated several times."""
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
