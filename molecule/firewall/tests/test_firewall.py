@@ -19,7 +19,14 @@ def address(request, host):
     """The host's own global address of one IP version."""
     shown = json.loads(host.run("ip -json address show dev eth0 scope global").stdout)
     family = {4: "inet", 6: "inet6"}[request.param]
-    return next(each["local"] for each in shown[0]["addr_info"] if each["family"] == family)
+    found = next(each["local"] for each in shown[0]["addr_info"] if each["family"] == family)
+    for _ in range(10):  # a rebuilt container has a new MAC address, which the controller has to find out first
+        try:
+            socket.create_connection((found, 22), timeout=PATIENCE).close()
+            break
+        except OSError:
+            time.sleep(1)
+    return found
 
 
 def rules(host):
