@@ -102,6 +102,7 @@ class AuthenticationResults:
 
 _GAP = re.compile(r"[ \t\r\n]+")
 _ATOM = re.compile(r'[^ \t\r\n;="()]+')
+_REST = re.compile(r'[^ \t\r\n;"()]+')
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 _COMMENT_MARK = re.compile(r"[()\\]")
 
@@ -140,6 +141,9 @@ def _words(text: str) -> list[list[str]]:
             if quoted is None:
                 raise ValueError("unclosed quoted string")
             token, position = re.sub(r"\\(.)", r"\1", quoted.group(1), flags=re.DOTALL), quoted.end()
+        elif joined and "=" in segments[-1][-1]:  # all the rest is the value, further "=" included
+            rest = _REST.match(text, position)
+            token, position = rest.group(), rest.end()  # type: ignore[union-attr]
         elif char == "=":
             token, position = "=", position + 1
         else:
@@ -203,7 +207,8 @@ def names_authserv_id(value: bytes, authserv_id: str) -> bool:
     except ValueError:
         return authserv_id.casefold().encode() in re.sub(rb'[\s"\\]', b"", value).lower()
     joined = "".join(head)
-    return any(_same_id(written, authserv_id) for written in (*head[:1], joined, joined.removesuffix("1")))
+    written = (*head[:1], joined, joined.removesuffix("1"))
+    return any(_same_id(name.partition("/")[0], authserv_id) for name in written)
 
 
 def extend_results(value: bytes, method: str, resinfo: str) -> str:
