@@ -258,13 +258,10 @@ class Load:
                 return
 
 
-def queue_length(run: str) -> int:
-    """How many messages of a run still wait in the gateway's queue (forwards carry the sender inside SRS)."""
-    entries = [json.loads(line) for line in podman(GATEWAY, "postqueue", "-j", timeout=30).splitlines()]
-    return sum(
-        f"bench-{run}@" in entry["sender"] or f"bench-{run}=" in entry["sender"] or f"=bench-{run}@" in entry["sender"]
-        for entry in entries
-    )
+def queue_length(run: str, container: str = "") -> int:
+    """How many messages of a run wait in a queue, the gateway's by default (forwards carry the sender inside SRS)."""
+    entries = podman(container or GATEWAY, "postqueue", "-j", timeout=30).splitlines()
+    return sum(f"bench-{run}@" in entry["sender"] for entry in map(json.loads, entries))
 
 
 # --- account ----------------------------------------------------------------------------------------------------------
