@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from estatelib import Delivery, Estate, Mailbox, Post, World, auth_results
-from estatelib.places import ADDRESSES, GATEWAYS, INJECTION_HOST, INJECTION_PORT
+from estatelib.places import ADDRESSES, GATEWAYS, INJECTED_BY, INJECTION_HOST, INJECTION_PORT
 
 GTUBE = "XJS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X\r\n"
 REFUSED = "refused"
@@ -73,13 +73,11 @@ def way(copy: Delivery) -> str:
         found = re.search(r"from (\S+).* by (\S+) .*with (\S+)", hop)
         if not found:
             continue
-        source, target, protocol = found.groups()
-        arrow = " ⇒ " if protocol.endswith(("S", "SA")) else " → "
-        target = target.removesuffix(".example.org")
-        if not line:
-            line = source.removesuffix(".example.org")
-        if not line.endswith(target):
-            line += arrow + target
+        source, target, protocol = (part.removesuffix(".example.org") for part in found.groups())
+        if source in (INJECTED_BY, "world", target):  # how the lab handed it in, and second rounds in one host
+            continue
+        arrow = " ⇒ " if protocol.endswith("S") else " → "
+        line = (line or source) + arrow + target
     return line
 
 

@@ -38,10 +38,12 @@ OUTSIDE_ADDRESSES = {
     "member.example.org": ("198.18.25.112", "2001:db8:25::112"),
 }
 ATTACKER = "198.18.25.107"  # no reverse name, belongs to nobody
-BYSTANDER = "198.18.25.108"  # a second address without history, for what ruins a client's reputation
+BYSTANDER = "198.18.25.108"  # two more addresses without history, for what ruins a client's reputation
+HARVESTER = "198.18.25.109"
 NAME_SERVER = "198.18.25.100"
 # Outside mail starts here; the envelope sender's domain chooses who sends it, the port which way (lab role world_mail).
 INJECTION_HOST = "198.18.25.100"
+INJECTED_BY = "controller.example.com"  # the name this machine greets with
 INJECTION_PORT = 2525  # by MX, over IPv4 or IPv6
 INJECTION_PORT_OF_FAMILY = {4: 2526, 6: 2527}
 INJECTION_PORT_OF_GATEWAY = {"mail-gw1": 2531, "mail-gw2": 2532}

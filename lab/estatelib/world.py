@@ -11,6 +11,7 @@ from .mailboxes import Mailbox
 from .messages import arc_seal, compose, dkim_sign, message_id_of, new_message_id
 from .places import (
     ADDRESSES,
+    INJECTED_BY,
     INJECTION_HOST,
     INJECTION_PORT,
     INJECTION_PORT_OF_FAMILY,
@@ -87,7 +88,7 @@ class World:
             port = INJECTION_PORT_OF_FAMILY[family]
         sender = f"{user}@{self.domain}" if envelope is None else envelope
         raw = self.compose(to, user=user, **parts)
-        with smtplib.SMTP(INJECTION_HOST, port, local_hostname="controller.example.com", timeout=30) as smtp:
+        with smtplib.SMTP(INJECTION_HOST, port, local_hostname=INJECTED_BY, timeout=30) as smtp:
             smtp.sendmail(sender, [to], raw)
         return Post(sender, to, message_id_of(raw), raw)
 

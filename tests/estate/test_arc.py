@@ -47,6 +47,33 @@ def test_trusted_sealer_saves_list_mail_of_a_strict_domain_from_quarantine(estat
     assert list_copy.folder == "INBOX"
 
 
+def test_list_with_an_untrusted_seal_is_sealed_on_but_quarantined(estate):
+    post = estate.world("example.com").send(to="list@example.edu")
+    copy = estate.mailbox(ALICE).wait_for(post.message_id)
+    verdict = auth_results(copy)
+    assert (verdict.arc, verdict.dmarc) == ("pass", "fail"), verdict.text
+    assert arc_verify(copy).instances == 2
+    assert copy.folder == "Junk"
+
+
+def test_list_with_a_broken_seal_is_not_sealed_on_and_quarantined(estate):
+    post = estate.world("example.com").send(to="list-badseal@example.ac.jp")
+    copy = estate.mailbox(ALICE).wait_for(post.message_id)
+    verdict = auth_results(copy)
+    assert (verdict.arc, verdict.dmarc) == ("fail", "fail"), verdict.text
+    assert len(copy.headers("ARC-Seal")) == 1
+    assert copy.folder == "Junk"
+
+
+def test_list_without_seals_is_quarantined_for_its_strict_author(estate):
+    post = estate.world("example.com").send(to="list-noarc@example.ac.jp")
+    copy = estate.mailbox(ALICE).wait_for(post.message_id)
+    verdict = auth_results(copy)
+    assert (verdict.arc, verdict.dmarc) == ("none", "fail"), verdict.text
+    assert arc_verify(copy).instances == 1
+    assert copy.folder == "Junk"
+
+
 def test_untrusted_sealer_gives_no_override(estate):
     spammer = estate.world("example.co.jp")
     forgery = spammer.seal(

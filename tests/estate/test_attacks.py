@@ -12,9 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 
 from estatelib import auth_results, keys, message_id_of
-from estatelib.places import ATTACKER, GATEWAYS
+from estatelib.places import ATTACKER, GATEWAYS, HARVESTER
 
 ALICE = "alice@example.org"
 VICTIM = "example.com"
@@ -101,8 +102,8 @@ def test_overlong_command_lines_end_the_patience_not_the_server(estate):
 def test_web_browser_that_is_tricked_into_posting_to_us_is_hung_up_on(estate):
     with estate.smtp_session(source=ATTACKER) as session:
         session.send(b"POST / HTTP/1.1\r\nHost: mail-gw1.example.org\r\n\r\nEHLO x\r\n")
-        assert session.reply().code // 100 in (5, 4), session.transcript
-        assert session.reply(timeout=3).code in (0, 500, 502, 501), session.transcript
+        assert session.reply().code == 221, session.transcript
+        assert session.reply(timeout=3).code == 0, session.transcript
 
 
 @pytest.mark.parametrize("place", ["header", "body", "header name", "From"])
@@ -180,8 +181,8 @@ def test_nested_mime_bomb_does_not_stop_the_gateway(estate, depth):
 
 
 def test_too_many_recipients_are_put_off_and_the_rest_can_go_on(estate):
-    with estate.smtp_session(source=estate.world("example.com").address(), timeout=60) as session:
-        session.command("EHLO mx.example.com")
+    with estate.smtp_session(source=HARVESTER, timeout=60) as session:
+        session.command("EHLO relay.example.com")
         session.command("MAIL FROM:<user@example.com>")
         session.send(b"".join(f"RCPT TO:<user{n}@load.example.org>\r\n".encode() for n in range(1100)))
         codes = []
@@ -264,7 +265,7 @@ def espoofer_cases(estate, tmp_path_factory) -> dict[str, dict]:
     """The server cases, with example.co.jp as the attacker's own domain and example.com as the victim's."""
     selector, key = keys.signing_key("example.co.jp")
     folder = tmp_path_factory.mktemp("espoofer")
-    (folder / "dkimkey").write_bytes(key)
+    (folder / "dkimkey").write_bytes(_traditional(key))
     package = importlib.util.find_spec("espoofer")
     assert package
     assert package.submodule_search_locations
@@ -278,6 +279,13 @@ def espoofer_cases(estate, tmp_path_factory) -> dict[str, dict]:
     cases = {case["name"]: case for case in json.loads(done.stdout)}
     assert len(cases) == 19
     return cases
+
+
+def _traditional(pem: bytes) -> bytes:
+    """Return an RSA key in the older of its two PEM forms, the only one that espoofer's copy of dkimpy reads."""
+    key = serialization.load_pem_private_key(pem, None)
+    form = serialization.PrivateFormat.TraditionalOpenSSL
+    return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
 
 
 @pytest.mark.parametrize("number", range(1, 20))

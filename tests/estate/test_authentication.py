@@ -69,6 +69,14 @@ def test_changed_body_breaks_the_signature_and_the_results_say_so(estate):
     assert (verdict.spf, verdict.dkim, verdict.dmarc) == ("pass", "fail", "pass"), verdict.text  # SPF still aligns
 
 
+def test_mail_forwarded_outside_without_srs_passes_by_its_signature_alone(estate):
+    post = estate.world("example.com").send(to="forward@example.net")
+    copy = estate.mailbox("alice@example.org").wait_for(post.message_id)
+    verdict = auth_results(copy)
+    assert (verdict.spf, verdict.dkim, verdict.dmarc) == ("fail", "pass", "pass"), verdict.text
+    assert copy.folder == "INBOX"
+
+
 def test_text_appended_after_a_signed_length_is_not_believed(estate):
     world = estate.world("example.com")
     replayed = world.sign(world.compose("alice@example.org"), length=True) + b"Please send money.\r\n"
@@ -87,7 +95,7 @@ def test_forged_authentication_results_are_removed(estate, forged):
     assert not any("dmarc=pass" in value for value in copy.headers("Authentication-Results"))
 
 
-@pytest.mark.parametrize("header", ["X-Estate-ARC: pass; trusted=yes; dmarc=pass", "X-Spam: No", "X-Spam-Status: No"])
+@pytest.mark.parametrize("header", ["X-Estate-ARC: pass; trusted=yes; dmarc=pass", "X-Spam: No"])
 def test_forged_private_headers_have_no_effect_and_do_not_survive(estate, header):
     name, _, value = header.partition(": ")
     raw = estate.world("example.com").compose("alice@example.org", headers=[header, header.upper()])
