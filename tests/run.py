@@ -105,6 +105,7 @@ def roles(tally: Tally) -> None:
         tally.step(f"role containers {action}", sys.executable, "lab/lab.py", action, *which)
 
     def scenario(name: str) -> None:
+        tally.step(f"role {name} reset", "molecule", "reset", "--scenario-name", name)  # or it skips prepare.yml
         # The scenario itself (it converges, and a second run changes nothing) is one test; testinfra's come on top.
         log = tally.step(f"role {name}", "molecule", "test", "--scenario-name", name, "--destroy", "never", minutes=15)
         tally.add(passed=sum(int(count) for count in TESTINFRA.findall(log)))
