@@ -72,6 +72,7 @@ sub field {
 
 sub spf {
     my ($sender, $address, $helo) = @_;
+    $address =~ s/^IPv6://i;    # as Postfix writes it
     my $bounce   = $sender !~ /@/;
     my $identity = $bounce ? $helo : $sender;
     my $request  = eval {
