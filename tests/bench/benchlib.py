@@ -87,12 +87,12 @@ def gateway(*arguments: str, timeout: float = 60) -> Any:
 
 @contextlib.contextmanager
 def ends_tidily() -> Iterator[None]:
-    """SIGTERM and SIGHUP become an exception, so that every ``finally`` runs."""
+    """Ctrl-C, SIGTERM and SIGHUP become an exception, so that every ``finally`` runs."""
 
     def stop(number: int, _: object) -> None:
         raise BenchError(f"ended by {signal.Signals(number).name}")
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
