@@ -70,9 +70,9 @@ def test_mail_to_a_genuine_srs_address_reaches_the_original_sender(estate, forwa
 def test_srs_address_with_a_false_hash_is_refused(estate, forwarded, gateway):
     genuine = forwarded.header("Return-Path").strip("<>")
     prefix, tag, rest = re.fullmatch(r"(SRS0[=+-])([^=]+)(=.*)", genuine).groups()
-    flipped = tag.swapcase() if tag.swapcase() != tag else tag[::-1]
-    forged = {f"{prefix}AAAA{rest}", f"{prefix}{tag}{rest.replace('=user@', '=admin@')}", f"SRS0={flipped}X{rest}"}
-    for address in sorted(forged):
+    other = ("A" if tag[0] not in "aA" else "B") + tag[1:]  # in another letter: case may be lost on the way
+    forged = [f"{prefix}{other}{rest}", f"{prefix}{rest[1:]}", f"{prefix}{tag}{rest.replace('=user@', '=admin@')}"]
+    for address in forged:
         post = estate.world("example.edu").hand_over(address, gateway=gateway, envelope="")
         assert post.reply.code == 550, f"{address}: {post.reply}"
 
