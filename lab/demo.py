@@ -18,6 +18,7 @@ from estatelib.places import ADDRESSES, GATEWAYS, INJECTED_BY, INJECTION_HOST, I
 GTUBE = "XJS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X\r\n"
 REFUSED = "refused"
 COLUMNS = "{:<46} {:<56} {:<8} {:<6} {:<6} {:<5} {:<4} {}"
+REFUSAL = "{:<46} {:<90} {}"
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ def paths(estate: Estate) -> list[Path]:
     """Return every path that mail takes through the estate."""
     strict, own_server = estate.world("example.com"), estate.world("example.com").send
     spammer, by_hand = estate.world("example.co.jp"), estate.world("example.com").hand_over
+    alice = "alice@example.org"
     forgery = partial(_forge, estate, strict)
     outside = {
         "example.com": "p=reject, DKIM",
@@ -53,7 +55,8 @@ def paths(estate: Estate) -> list[Path]:
         Path("example.com over IPv6", partial(own_server, family=6), "bob@example.org"),
         Path("to a campus with a recipient list", own_server, "hanako@sfc.example.org"),
         Path("to a member organisation's own host", own_server, "user@member.example.org"),
-        Path("through an outside mailing list", own_server, "list@example.ac.jp", mailbox="alice@example.org"),
+        Path("by a list whose seals we trust", own_server, "list@example.ac.jp", mailbox=alice),
+        Path("by a list whose seals we do not trust", own_server, "list@example.edu", "Junk", mailbox=alice),
         Path("forwarded by us, with SRS", own_server, "forwarded-edu@example.org", mailbox="admin@example.edu"),
         Path("forged: example.com from a stranger", forgery, expected="Junk"),
         Path("spam", partial(spammer.hand_over, body=GTUBE), expected=REFUSED),
@@ -74,8 +77,8 @@ def way(copy: Delivery) -> str:
         if not found:
             continue
         source, target, protocol = (part.removesuffix(".example.org") for part in found.groups())
-        if source in (INJECTED_BY, "world", target):  # how the lab handed it in, and second rounds in one host
-            continue
+        if source in (INJECTED_BY, "world", target) or protocol == "LMTP":
+            continue  # how the lab handed it in, a second round in one host, and the step into the mailbox
         arrow = " ⇒ " if protocol.endswith("S") else " → "
         line = (line or source) + arrow + target
     return line
@@ -85,7 +88,7 @@ def row(path: Path, post: Post) -> tuple[str, bool]:
     """Return the table row of a message that has been sent, and whether it ended where it should."""
     if post.reply and post.reply.code != 250:
         last = post.reply.text.splitlines()[-1]
-        return COLUMNS.format(path.title, last[:56], "", "", "", "", "", REFUSED), path.expected == REFUSED
+        return REFUSAL.format(path.title, last[:90], REFUSED), path.expected == REFUSED
     mailbox = path.mailbox or path.to
     copy = Mailbox(mailbox).wait_for(post.message_id)
     verdict = auth_results(copy)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import imaplib
+import ssl
+
 import pytest
 
 from estatelib import auth_results, lookup
-from estatelib.places import GATEWAYS
+from estatelib.places import ADDRESSES, GATEWAYS
 
 # What each outside system publishes and does decides what the gateways find.
 POLICIES = {
@@ -112,6 +115,20 @@ def test_a_bounce_from_outside_is_accepted_with_its_null_sender(estate):
     post = estate.world("example.com").send(to="alice@example.org", envelope="")
     copy = estate.mailbox("alice@example.org").wait_for(post.message_id)
     assert copy.header("Return-Path") == "<>"
+
+
+def test_a_delivered_message_can_be_read_by_imap_over_tls(estate):
+    post = estate.world("example.com").send(to="bob@example.org")
+    estate.mailbox("bob@example.org").wait_for(post.message_id)
+    context = ssl.create_default_context(cafile=estate.state / "pki/ca.pem")
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    context.check_hostname = False  # this machine's resolver does not know the lab's names
+    password = (estate.state / "secrets/mailboxes").read_text().split()[0]
+    with imaplib.IMAP4_SSL(ADDRESSES["mail"][0], ssl_context=context, timeout=20) as imap:
+        imap.login("bob@example.org", password)
+        imap.select("INBOX", readonly=True)
+        _, found = imap.search(None, f'HEADER Message-ID "{post.message_id}"')
+    assert len(found[0].split()) == 1
 
 
 def test_a_message_for_two_recipients_arrives_once_in_each_mailbox(estate):
