@@ -47,7 +47,8 @@ rspamd_config:register_symbol {
   type = 'normal',
   callback = function(task)
     -- Exactly one header, exactly this value: anything else gives nothing.
-    if task:get_header_count(options.arc_header) == 1
+    if options.arc_header ~= ''
+        and task:get_header_count(options.arc_header) == 1
         and task:get_header(options.arc_header) == 'pass; trusted=yes; dmarc=pass' then
       task:insert_result('ARC_TRUSTED_DMARC_PASS', 1.0)
     end
