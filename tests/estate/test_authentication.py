@@ -77,13 +77,13 @@ def test_mail_forwarded_outside_without_srs_passes_by_its_signature_alone(estate
     assert copy.folder == "INBOX"
 
 
-def test_text_appended_after_a_signed_length_is_not_believed(estate):
+def test_text_appended_behind_the_signed_part_of_a_body_is_quarantined(estate):
     world = estate.world("example.com")
     replayed = world.sign(world.compose("alice@example.org"), length=True) + b"Please send money.\r\n"
     post = estate.world("example.co.jp").hand_over("alice@example.org", raw=replayed)
     assert post.reply.code == 250, post.reply
-    verdict = auth_results(estate.mailbox("alice@example.org").wait_for(post.message_id))
-    assert verdict.dmarc == "fail", verdict.text
+    copy = estate.mailbox("alice@example.org").wait_for(post.message_id)
+    assert copy.folder == "Junk", auth_results(copy).text  # the signature itself verifies (RFC 6376 §8.2)
 
 
 @pytest.mark.parametrize("forged", FORGED_RESULTS.values(), ids=FORGED_RESULTS)
