@@ -282,6 +282,11 @@ class Account:
     refusals: Counter[str] = field(default_factory=Counter)
     cuts: int = 0
 
+    @property
+    def wrong(self) -> int:
+        """Messages that did not arrive exactly once."""
+        return len(self.lost) + len(self.doubled) + len(self.never_accepted)
+
     @classmethod
     def balance(cls, results: list[dict[str, Any]], arrivals: list[dict[str, Any]]) -> Account:
         """Compare what the sender was promised with what arrived."""
