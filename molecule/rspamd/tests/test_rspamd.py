@@ -355,6 +355,20 @@ def test_unsigned_header_added_to_a_signed_message_is_marked(gateway: Gateway) -
     assert copy["X-Spam"] == "Yes"
 
 
+@pytest.mark.parametrize(("appended", "mark"), [(b"", None), (b"Please send money.\r\n", "Yes")])
+def test_text_appended_behind_the_signed_part_of_a_body_is_marked(
+    gateway: Gateway, appended: bytes, mark: str | None
+) -> None:
+    message = build("taro@example.com", body="Good  morning. \r\n")
+    signature = dkim.sign(
+        message, b"test", b"example.com", gateway.key,
+        canonicalize=(b"relaxed", b"relaxed"), include_headers=[b"from", b"subject", b"to"], length=True,
+    )  # fmt: skip
+    copy = gateway.accepts("taro@example.com", signature + message + appended)
+    assert "dkim=pass" in results(copy)
+    assert copy["X-Spam"] == mark
+
+
 def test_spam_can_be_taught(gateway: Gateway) -> None:
     host = gateway.host
     message = build("teach@example.com", body=f"{uuid.uuid4()} cheap watches for clever people, order now. " * 5)
