@@ -86,6 +86,17 @@ def test_text_appended_behind_the_signed_part_of_a_body_is_quarantined(estate):
     assert copy.folder == "Junk", auth_results(copy).text  # the signature itself verifies (RFC 6376 §8.2)
 
 
+@pytest.mark.parametrize(
+    "header", ["Subject: You have won", "To: victim@example.org", "Date: Mon, 1 Jan 2024 10:00:00 +0000"]
+)
+def test_header_added_on_top_of_a_replayed_signed_message_is_quarantined(estate, header):
+    world = estate.world("example.com")
+    replayed = header.encode() + b"\r\n" + world.sign(world.compose("alice@example.org"))
+    post = estate.world("example.co.jp").hand_over("alice@example.org", raw=replayed)
+    assert post.reply.code == 250, post.reply
+    assert estate.mailbox("alice@example.org").wait_for(post.message_id).folder == "Junk"
+
+
 @pytest.mark.parametrize("forged", FORGED_RESULTS.values(), ids=FORGED_RESULTS)
 def test_forged_authentication_results_are_removed(estate, forged):
     post = estate.world("example.jp").hand_over("alice@example.org", headers=[forged])
