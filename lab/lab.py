@@ -199,6 +199,9 @@ def certificate(
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=365))
         .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+        .add_extension(x509.KeyUsage(not ca, *[False] * 4, ca, ca, *[False] * 2), critical=True)
     )
     if not ca:
         builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
@@ -291,9 +294,11 @@ def container_files(host: Host) -> bytes:
         files[f"usr/local/share/ca-certificates/{authority.name}"] = (authority.read_bytes(), 0o644)
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
-        folder = tarfile.TarInfo("root/.ssh")
-        folder.type, folder.mode = tarfile.DIRTYPE, 0o700
-        tar.addfile(folder)
+        # The second is dated 1970: the image has no package lists, and looks as if they had just been fetched.
+        for name, mode in (("root/.ssh", 0o700), ("var/lib/apt/lists", 0o755)):
+            folder = tarfile.TarInfo(name)
+            folder.type, folder.mode = tarfile.DIRTYPE, mode
+            tar.addfile(folder)
         for name, (content, mode) in files.items():
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = len(content), mode
