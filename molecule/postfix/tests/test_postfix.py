@@ -515,3 +515,15 @@ def test_log_holds_no_warning_about_the_configuration(host):
     )
     lines = [line for line in log.splitlines() if re.search(r"(warning|error|fatal|panic):", line)]
     assert [line for line in lines if not any(text in line for text in expected)] == []
+
+
+def test_killed_master_is_replaced_and_mail_goes_on(host, address):
+    killed, token = masters(host), uuid.uuid4().hex
+    assert host.run(f"kill -9 {killed}").rc == 0
+    end = time.monotonic() + 20
+    while masters(host) == killed or not host.socket("tcp://0.0.0.0:25").is_listening:
+        assert time.monotonic() < end, "nobody started Postfix again"
+        time.sleep(0.5)
+    with smtplib.SMTP(address, 25, local_hostname="client.example.com", timeout=30) as smtp:
+        smtp.sendmail(SENDER, ["alice@example.org"], f"From: {SENDER}\r\nSubject: {token}\r\n\r\nx\r\n".encode())
+    assert len(delivered(host, token)) == 1
