@@ -61,9 +61,10 @@ def postfix_value(value: Any, maps: dict[str, Any], single_line: bool = False) -
     texts = [_MAP_REFERENCE.sub(lambda match: _reference(match[1], maps), _scalar(item)) for item in items]
     if not texts or texts == [""]:
         return ""
+    texts = [re.sub(r"\s*\n\s*", " " if single_line else "\n    ", text) for text in texts]
     line = ", ".join(texts)
     if single_line or len(texts) == 1 or len(line) <= LINE:
-        return " " + re.sub(r"\s*\n\s*", " " if single_line else "\n    ", line)
+        return " " + line
     return "\n    " + ",\n    ".join(texts)
 
 
@@ -114,7 +115,7 @@ def _table_problems(name: str, table: Any) -> list[str]:
     if not _NAME.match(name):
         return [f"{where}: a table's name is a file name of letters, digits, '_', '-' and '.'."]
     if not isinstance(table, dict):
-        return [f"{where} must be a dict with type and entries, not {table!r}."]
+        return [f"{where} must be a dict with type and entries."]
     problems = [
         f"{where}.{key} is unknown; allowed are type, entries and mode."
         for key in table
@@ -125,22 +126,25 @@ def _table_problems(name: str, table: Any) -> list[str]:
         problems.append(f"{where}.type is {kind!r}; allowed are {', '.join(MAP_TYPES)}.")
     entries = table.get("entries")
     if not isinstance(entries, (dict, list)):
-        problems.append(f"{where}.entries must be a dict or a list of lines, not {entries!r}.")
+        problems.append(f"{where}.entries must be a dict or a list of lines.")
         return problems
     if kind == "inline" and not (isinstance(entries, dict) and entries):
         problems.append(f"{where}.entries must be a dict with at least one key, because its type is inline.")
-    for entry in entries:
-        value = entries[entry] if isinstance(entries, dict) else entry
-        text = _results(value) if isinstance(entries, dict) else str(entry)
+    keyed = isinstance(entries, dict)
+    for number, entry in enumerate(entries, 1):
+        text = _results(entries[entry]) if keyed else str(entry)
+        label = f"the entry {entry!r}" if keyed else f"line {number}"  # a whole line may be a secret
         if "\n" in f"{entry}{text}":
-            problems.append(f"{where}: the entry {entry!r} contains a line break.")
-        elif isinstance(entries, dict) and kind in INDEXED_TYPES and (not str(entry) or re.search(r"\s", str(entry))):
-            problems.append(f"{where}: the key {entry!r} is empty or contains a blank.")
+            problems.append(f"{where}: {label} contains a line break.")
+        elif keyed and kind in INDEXED_TYPES and not re.fullmatch(r"[^\s#]\S*", str(entry)):
+            problems.append(f"{where}: the key {entry!r} is empty or contains a blank, or begins with '#'.")
         elif not text:
-            problems.append(f"{where}: the entry {entry!r} has no result.")
-    mode = str(table.get("mode") or "0644")
-    if not re.fullmatch(r"0?[0-7]{3}", mode):
+            problems.append(f"{where}: {label} {'has no result' if keyed else 'is empty'}.")
+    mode = table.get("mode") or "0644"
+    if not isinstance(mode, str) or not re.fullmatch(r"0?[0-7]{3}", mode):  # 0640 without quotes is the number 416
         problems.append(f"{where}.mode is {mode!r}; write it as a quoted octal number such as '0640'.")
+    elif kind == "inline" and _is_secret(table):
+        problems.append(f"{where}.mode is {mode!r}, but everyone can read main.cf, where an inline table stands.")
     return problems
 
 
