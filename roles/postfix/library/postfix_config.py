@@ -80,6 +80,9 @@ changed_files:
 
 ALIASES = "/etc/aliases"
 ALIASES_TYPE = "lmdb"
+POSTCONF = "/usr/sbin/postconf"
+SEARCH_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+OWNER = 0
 SUFFIX = {"lmdb": ".lmdb", "hash": ".db", "btree": ".db"}
 
 # postconf(5) says of each of these that Postfix must be stopped and started.
@@ -123,8 +126,8 @@ class Item:
         self.mode = int(mode, 8)
         self.compiled = path + SUFFIX[kind] if kind in SUFFIX else ""
         self.kind = kind
-        self.secret = secret
         self.before = read(path)
+        self.secret = secret or (self.before is not None and not os.stat(path).st_mode & 0o004)
 
     @property
     def is_alias(self) -> bool:
@@ -136,7 +139,7 @@ class Item:
         if self.before != self.content:
             return True
         state = os.stat(self.path)
-        if state.st_mode & 0o7777 != self.mode or state.st_uid != 0:
+        if state.st_mode & 0o7777 != self.mode or state.st_uid != OWNER:
             return True
         if not self.compiled:
             return False
@@ -161,7 +164,7 @@ class Configuration:
         self.module = module
         self.live = module.params["config_directory"]
         self.maps_directory = os.path.join(self.live, "maps.d")
-        self.installed = os.path.exists("/usr/sbin/postconf")
+        self.installed = os.path.exists(POSTCONF)
         self.main = Item(os.path.join(self.live, "main.cf"), module.params["main"])
         self.master = Item(os.path.join(self.live, "master.cf"), module.params["master"])
         self.aliases = Item(ALIASES, module.params["aliases"], kind=ALIASES_TYPE)
@@ -169,7 +172,12 @@ class Configuration:
         self.items = [*self.tables, self.aliases, self.master, self.main]
 
     def _table(self, name: str, table: dict[str, str]) -> Item:
+        missing = [key for key in ("type", "mode") if not table.get(key)]
+        if missing:
+            self.stop(f"maps.{name} has no {' and no '.join(missing)}.")
         secret = table.get("content") is None
+        if secret and name not in self.module.params["secret_maps"]:
+            self.stop(f"maps.{name} has no content, and secret_maps has none for it.")
         content = self.module.params["secret_maps"][name] if secret else table["content"]
         return Item(os.path.join(self.maps_directory, name), content, table["mode"], table["type"], secret)
 
@@ -296,7 +304,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    module.run_command_environ_update = {"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+    module.run_command_environ_update = {"LC_ALL": "C", "PATH": SEARCH_PATH}
     configuration = Configuration(module)
     changed = [item for item in configuration.items if item.differs()]
     stale = configuration.stale()
@@ -310,7 +318,7 @@ def main() -> None:
     }
     if not configuration.installed:
         if not module.check_mode:
-            module.fail_json(msg="Postfix is not installed: there is no /usr/sbin/postconf.")
+            module.fail_json(msg=f"Postfix is not installed: there is no {POSTCONF}.")
         module.exit_json(**result | {"msg": "Not proven, because Postfix is not installed yet."})
 
     restart = False
