@@ -265,7 +265,8 @@ class Configuration:
 
     def activate(self, directory: str, changed: list[Item], stale: list[str]) -> None:
         """Move the proven files into place: tables first, main.cf last."""
-        os.makedirs(self.maps_directory, 0o755, exist_ok=True)
+        os.makedirs(self.maps_directory, exist_ok=True)
+        os.chmod(self.maps_directory, 0o755)  # whatever the umask
         for item in changed:
             candidate = self.candidate(item, directory)
             target = ALIASES + ".candidate" if item.is_alias else candidate
