@@ -67,9 +67,11 @@ def delivered(host, token: str, seconds: float = 15) -> list[str]:
     """The messages in the sink that contain a token, as the sink wrote them."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        found = host.run(f"grep -l {token} {SINK}/message.* 2>/dev/null").stdout.split()
-        if found and not host.run("postqueue -j").stdout:
-            return [host.file(path).content_string for path in found]
+        # In this order: what the queue no longer holds is in the sink.
+        if not host.run("postqueue -j").stdout:
+            found = host.run(f"grep -l {token} {SINK}/message.* 2>/dev/null").stdout.split()
+            if found:
+                return [host.file(path).content_string for path in found]
         time.sleep(0.5)
     return []
 
