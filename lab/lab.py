@@ -50,6 +50,11 @@ DOMAIN = "example.org"
 CAP_SYS_RESOURCE = 24
 SSH_WAIT = 60  # seconds for a new container to answer on port 22
 
+#: What a site keeps in its vault: private keys (RSA) and other secrets, and the members that have client certificates.
+PRIVATE_KEYS = ("arc", "list-arc", "2026a._domainkey.ml.example.org")
+SECRETS = ("srs", "list-rest", "list-archiver", "list-web", "list-unsubscribe", "list-oidc")
+MEMBERS = ("alice", "olga")
+
 #: What a freshly installed server has, and no more: role scenarios converge on bare hosts.
 BASE_PACKAGES = (
     *("systemd", "systemd-sysv", "dbus", "openssh-server", "python3", "python3-apt"),
@@ -228,14 +233,39 @@ def ensure_pki(hosts: list[Host]) -> None:
             )
 
 
+def ensure_members() -> None:
+    """The members' own certification authority, and the client certificates of two members and of a stranger.
+
+    The stranger's certificate comes from an authority of the same name that nobody here knows.
+    """
+    issuer = "Lab Members CA"
+    for folder, names in ((STATE / "pki", MEMBERS), (STATE / "pki/strangers", ("mallory",))):
+        if not (folder / "members-ca.key").exists():
+            key = ec.generate_private_key(ec.SECP256R1())
+            write(folder / "members-ca.key", pem(key))
+            write(folder / "members-ca.pem", certificate(issuer, issuer, key.public_key(), key, ca=True), 0o644)
+            for old in (folder / "members").glob("*.pem"):
+                old.unlink()
+        authority = serialization.load_pem_private_key((folder / "members-ca.key").read_bytes(), None)
+        assert isinstance(authority, ec.EllipticCurvePrivateKey)
+        for name in names:
+            if not (folder / f"members/{name}.pem").exists():
+                key = ec.generate_private_key(ec.SECP256R1())
+                signed = certificate(name, issuer, key.public_key(), authority, ca=False)
+                write(folder / f"members/{name}.pem", pem(key) + signed)
+
+
 def ensure_state(hosts: list[Host]) -> None:
     """Everything that outlives a container: made once, then kept."""
     ensure_ssh(hosts)
     ensure_pki(hosts)
-    if not (STATE / "secrets/arc.pem").exists():
-        write(STATE / "secrets/arc.pem", pem(rsa.generate_private_key(public_exponent=65537, key_size=2048)))
-    if not (STATE / "secrets/srs").exists():
-        write(STATE / "secrets/srs", secrets.token_urlsafe(24))
+    ensure_members()
+    for name in PRIVATE_KEYS:
+        if not (STATE / f"secrets/{name}.pem").exists():
+            write(STATE / f"secrets/{name}.pem", pem(rsa.generate_private_key(public_exponent=65537, key_size=2048)))
+    for name in SECRETS:
+        if not (STATE / f"secrets/{name}").exists():
+            write(STATE / f"secrets/{name}", secrets.token_urlsafe(32))
     for folder in ("mailboxes/world", "mailboxes/mail", "dns", "logs"):
         (STATE / folder).mkdir(parents=True, exist_ok=True)
 

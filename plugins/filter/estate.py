@@ -87,6 +87,21 @@ def estate_transport(model: Mapping[str, Any]) -> dict[str, str]:
     return estate_model.transport(estate_model.parse(model))
 
 
+def estate_forward_transport(model: Mapping[str, Any]) -> dict[str, str]:
+    """Forwarded address → transport by MX, for hosts behind the gateways."""
+    return estate_model.forward_transport(estate_model.parse(model))
+
+
+def estate_list_domains(model: Mapping[str, Any], host: str) -> list[str]:
+    """Domains whose lists live on a host: ``estate_model | estate_list_domains(inventory_hostname)``."""
+    return estate_model.list_domains(estate_model.parse(model), host)
+
+
+def estate_signing_keys(model: Mapping[str, Any], host: str, private_keys: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Keys with which a host signs (``opendkim_keys``); ``private_keys`` by ``<selector>._domainkey.<domain>``."""
+    return estate_model.signing_keys(estate_model.parse(model), host, private_keys)
+
+
 def estate_relay_recipients(model: Mapping[str, Any]) -> list[str]:
     """Keys of relay_recipient_maps: addresses, or ``@domain`` where recipients are not listed."""
     return estate_model.relay_recipients(estate_model.parse(model))
@@ -132,10 +147,13 @@ class FilterModule:
         """The filters by the name under which templates call them."""
         functions = (
             dkim_public_key,
+            estate_forward_transport,
+            estate_list_domains,
             estate_problems,
             estate_relay_domains,
             estate_relay_recipients,
             estate_secret_problems,
+            estate_signing_keys,
             estate_transport,
             estate_variable_problems,
             estate_verify_domains,

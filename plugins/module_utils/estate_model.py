@@ -65,6 +65,7 @@ class Domain:
     selectors: tuple[str, ...]
     dmarc: Dmarc | None
     tls_rpt: tuple[str, ...]
+    lists: bool
 
     @property
     def receives(self) -> bool:
@@ -178,7 +179,7 @@ def _parse_domain(name: str, fields: Mapping[str, Any], hosts: Mapping[str, Host
         send_includes=tuple(sorted((send or {}).get("includes") or [])),
         spf_all=(send or {}).get("spf_all") or "fail",
         signer=sign.get("signer"),
-        selectors=tuple(sorted(map(str, sign.get("selectors") or []))),
+        selectors=tuple(map(str, sign.get("selectors") or [])),
         dmarc=policy
         and Dmarc(
             p=policy["p"],
@@ -188,6 +189,7 @@ def _parse_domain(name: str, fields: Mapping[str, Any], hosts: Mapping[str, Host
             testing=bool(policy.get("testing", False)),
         ),
         tls_rpt=tuple(as_list(fields.get("tls_rpt"))),
+        lists=bool(fields.get("lists", False)),
     )
 
 
@@ -238,3 +240,44 @@ def relay_recipients(estate: Estate) -> list[str]:
 def verify_domains(estate: Estate) -> list[str]:
     """The domains whose recipients are verified by asking the next hop (Postfix ``reject_unverified_recipient``)."""
     return [name for name in relay_domains(estate) if estate.domains[name].recipients == "verify"]
+
+
+def forward_transport(estate: Estate) -> dict[str, str]:
+    """Forwarded address of ours → Postfix transport by its domain's MX.
+
+    For hosts behind the gateways, which deliver the rest of the domain to its next hop: only the gateways know where
+    a forward leads, and give it a sender of the SRS domain.
+    """
+    return {source: f"smtp:{source.rpartition('@')[2]}" for source in estate.forwards}
+
+
+def list_domains(estate: Estate, host: str) -> list[str]:
+    """The domains whose mailing lists live on ``host`` (a key of ``estate_hosts``)."""
+    fqdn = estate.hosts[host].fqdn
+    return [domain.name for domain in estate.domains.values() if domain.lists and domain.next_hop == fqdn]
+
+
+def signing_keys(estate: Estate, host: str, private_keys: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The DKIM keys with which ``host`` signs, as the role opendkim takes them.
+
+    The first selector of a domain signs; a further one is a key that waits, or whose signatures are still under way.
+
+    :param private_keys: PEM by the name of the DNS record, ``<selector>._domainkey.<domain>``.
+    :raises ValueError: when a key is not there.
+    """
+    keys: list[dict[str, Any]] = []
+    for domain in estate.domains.values():
+        if domain.signer != host:
+            continue
+        for position, selector in enumerate(domain.selectors):
+            record = f"{selector}._domainkey.{domain.name}"
+            if not private_keys.get(record):
+                raise ValueError(f"no private key for {record}: vault_dkim_private_keys has none of this name")
+            key: dict[str, Any] = {
+                "domain": domain.name,
+                "selector": selector,
+                "private_key": private_keys[record],
+                "public_key": estate.dkim_public_keys[record],
+            }
+            keys.append(key if position == 0 else key | {"sign": []})
+    return keys

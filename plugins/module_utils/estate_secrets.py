@@ -26,6 +26,12 @@ def problems(values: Mapping[str, Any], needed: list[str]) -> list[str]:
         if isinstance(value, list) and value and name.endswith("_secret"):
             # Several: the first is in use, the others are still recognised until they expire.
             found += [problem for one in value for problem in problems({name: one}, [name])]
+        elif isinstance(value, Mapping) and value and name.endswith("_private_keys"):
+            for key, one in value.items():
+                single = name.removesuffix("s")
+                found += [
+                    problem.replace(single, f"{name}[{key!r}]", 1) for problem in problems({single: one}, [single])
+                ]
         elif value is None or (isinstance(value, str) and not value.strip()):
             found.append(f"{name} is not set: {WHERE}.")
         elif not isinstance(value, str):

@@ -148,3 +148,14 @@ def test_unusable_secrets_are_told_with_the_remedy_and_never_shown(rsa_key, tls_
         assert says in found
         assert value not in found
         assert chain[60:90] not in found
+
+
+def test_private_keys_by_name_are_each_looked_at(rsa_key):
+    values = {"vault_dkim_private_keys": {"a._domainkey.example.org": pem(rsa_key)}}
+    assert estate_secrets.problems(values, list(values)) == []
+    values["vault_dkim_private_keys"] |= {"b._domainkey.example.org": "", "c._domainkey.example.org": "no key"}
+    empty, wrong = estate_secrets.problems(values, list(values))
+    assert empty.startswith("vault_dkim_private_keys['b._domainkey.example.org'] is not set: ")
+    assert wrong.startswith("vault_dkim_private_keys['c._domainkey.example.org'] cannot be used: ")
+    (missing,) = estate_secrets.problems({"vault_dkim_private_keys": {}}, list(values))
+    assert missing.startswith("vault_dkim_private_keys ")

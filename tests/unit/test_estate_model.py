@@ -20,7 +20,7 @@ def test_every_filter_has_a_name_and_a_sentence():
 
 def test_relay_domains_are_those_that_receive(model):
     assert FILTERS["estate_relay_domains"](model) == [
-        "example.org", "load.example.org", "member.example.org", "sfc.example.org"
+        "example.org", "load.example.org", "member.example.org", "ml.example.org", "sfc.example.org"
     ]  # fmt: skip
 
 
@@ -35,6 +35,7 @@ def test_transport_names_the_next_hop_without_mx_look_up(model):
         "example.org": "smtp:[mail.example.org]:25",
         "load.example.org": "smtp:[198.18.25.111]:25",
         "member.example.org": "smtp:[mx.member.example.org]:25",
+        "ml.example.org": "smtp:[ml.example.org]:25",
         "sfc.example.org": "smtp:[mail.example.org]:25",
     }
 
@@ -46,7 +47,7 @@ def test_transport_to_a_port_and_to_an_ipv6_address(model):
 
 def test_recipients_are_addresses_where_listed_and_whole_domains_where_not(model):
     assert FILTERS["estate_relay_recipients"](model) == [
-        "@example.org", "@load.example.org", "@member.example.org",
+        "@example.org", "@load.example.org", "@member.example.org", "@ml.example.org",
         "hanako@sfc.example.org", "postmaster@sfc.example.org",
     ]  # fmt: skip
 
@@ -62,7 +63,7 @@ def test_recipients_left_out_means_verify(model):
 
 
 def test_verified_domains(model):
-    assert FILTERS["estate_verify_domains"](model) == ["example.org", "member.example.org"]
+    assert FILTERS["estate_verify_domains"](model) == ["example.org", "member.example.org", "ml.example.org"]
 
 
 def test_results_do_not_depend_on_the_order_of_the_data(model):
@@ -82,3 +83,29 @@ def test_zone_file_of_the_filters_is_text(model):
     zones = FILTERS["estate_zones"](model, ttl=60)
     text = FILTERS["estate_zone_file"](zones["example.org"], "example.org", ["ns.example.com"])
     assert "@ 60 IN MX 10 mail-gw1.example.org.\n" in text
+
+
+def test_lists_live_on_the_next_hop_of_their_domain(model):
+    assert FILTERS["estate_list_domains"](model, "ml") == ["ml.example.org"]
+    assert FILTERS["estate_list_domains"](model, "mail") == []
+
+
+def test_forwards_reach_the_gateways_from_hosts_behind_them(model):
+    model["forwards"] = {"away@example.org": ["a@example.com", "b@example.net"]}
+    assert FILTERS["estate_forward_transport"](model) == {"away@example.org": "smtp:example.org"}
+
+
+def test_first_selector_signs_and_the_next_one_waits(model):
+    model["domains"]["ml.example.org"]["sign"]["selectors"] = ["new", "2026a"]
+    model["dkim_public_keys"]["new._domainkey.ml.example.org"] = "p"
+    private = {"new._domainkey.ml.example.org": "N", "2026a._domainkey.ml.example.org": "O", "x": "unused"}
+    new, old = FILTERS["estate_signing_keys"](model, "ml", private)
+    assert (new["selector"], new["private_key"], new["public_key"]) == ("new", "N", "p")
+    assert "sign" not in new
+    assert (old["domain"], old["selector"], old["sign"]) == ("ml.example.org", "2026a", [])
+    assert FILTERS["estate_signing_keys"](model, "smtp", {}) == []
+
+
+def test_signing_key_that_is_not_in_the_vault_is_named(model):
+    with pytest.raises(AnsibleFilterError, match=r"no private key for 2026a\._domainkey\.ml\.example\.org"):
+        FILTERS["estate_signing_keys"](model, "ml", {})

@@ -27,6 +27,10 @@ def pem(key) -> str:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
 
 
+def rsa_key() -> str:
+    return pem(rsa.generate_private_key(public_exponent=65537, key_size=2048))
+
+
 def tls_chain(name: str) -> str:
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
@@ -40,9 +44,16 @@ def tls_chain(name: str) -> str:
 @pytest.fixture(scope="module")
 def secrets() -> dict[str, object]:
     return {
-        "vault_arc_private_key": pem(rsa.generate_private_key(public_exponent=65537, key_size=2048)),
+        "vault_arc_private_key": rsa_key(),
         "vault_srs_secret": "only for this test run",
-        "vault_tls_chains": {name: tls_chain(f"{name}.wide.ad.jp") for name in ("mail-gw1", "mail-gw2")},
+        "vault_dkim_private_keys": {"2026a._domainkey.ml.wide.ad.jp": rsa_key()},
+        "vault_list_arc_private_key": rsa_key(),
+        "vault_list_rest_password": "only for this test run",
+        "vault_list_archiver_key": "only for this test run",
+        "vault_list_web_secret": "only for this test run",
+        "vault_list_unsubscribe_secret": "only for this test run",
+        "vault_list_oidc_secret": "only for this test run",
+        "vault_tls_chains": {name: tls_chain(f"{name}.wide.ad.jp") for name in ("mail-gw1", "mail-gw2", "ml")},
     }
 
 
