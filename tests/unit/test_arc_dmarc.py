@@ -10,6 +10,7 @@ import pytest
 
 import estate_arc_chain as chain
 import estate_arc_dmarc as dmarc
+import estate_arc_policy as policy
 
 
 class Zone:
@@ -43,31 +44,31 @@ class Zone:
     ],
 )
 def test_records_are_read_with_their_defaults(text, expected):
-    record = dmarc.parse_record("example.com", text.encode())
+    record = policy.parse_record("example.com", text.encode())
     assert (record.p, record.sp, record.np, record.t) == expected
     assert record.usable
 
 
 @pytest.mark.parametrize("text", ["", "v=DMARC2; p=none", "p=none; v=DMARC1", "v=spf1 -all", "v=DMARC10; p=none"])
 def test_other_text_is_no_record(text):
-    assert dmarc.parse_record("example.com", text.encode()) is None
+    assert policy.parse_record("example.com", text.encode()) is None
 
 
 def test_record_without_policy_and_reports_asks_for_nothing():
-    assert dmarc.discover("example.com", Zone({"example.com": "v=DMARC1; adkim=s"}).lookup, lambda name: True) is None
+    assert policy.discover("example.com", Zone({"example.com": "v=DMARC1; adkim=s"}).lookup, lambda name: True) is None
 
 
 def test_two_records_are_none():
     assert (
-        dmarc.find_record("a.example", Zone({"a.example": ["v=DMARC1; p=none", "v=DMARC1; p=reject"]}).lookup) is None
+        policy.find_record("a.example", Zone({"a.example": ["v=DMARC1; p=none", "v=DMARC1; p=reject"]}).lookup) is None
     )
-    kept = dmarc.find_record("a.example", Zone({"a.example": ["v=spf1", "v=DMARC1; p=reject"]}).lookup)
+    kept = policy.find_record("a.example", Zone({"a.example": ["v=spf1", "v=DMARC1; p=reject"]}).lookup)
     assert kept.p == "reject"
 
 
 def test_walk_asks_at_most_eight_times():
     zone = Zone({})
-    dmarc.walk(".".join("abcdefghijklm"), zone.lookup)
+    policy.walk(".".join("abcdefghijklm"), zone.lookup)
     assert zone.asked == [
         "_dmarc.a.b.c.d.e.f.g.h.i.j.k.l.m",
         "_dmarc.g.h.i.j.k.l.m",
@@ -79,7 +80,7 @@ def test_walk_asks_at_most_eight_times():
         "_dmarc.m",
     ]
     zone = Zone({})
-    dmarc.walk("a.b.c.d.e.f.g.h", zone.lookup)
+    policy.walk("a.b.c.d.e.f.g.h", zone.lookup)
     assert len(zone.asked) == 8
 
 
@@ -96,7 +97,7 @@ def test_walk_asks_at_most_eight_times():
     ],
 )  # fmt: skip
 def test_organizational_domain(records, domain, organization):
-    assert dmarc.organizational_domain(domain, dmarc.walk(domain, Zone(records).lookup)) == organization
+    assert policy.organizational_domain(domain, policy.walk(domain, Zone(records).lookup)) == organization
 
 
 @pytest.mark.parametrize(
@@ -110,14 +111,14 @@ def test_organizational_domain(records, domain, organization):
     ],
 )
 def test_policy_that_governs_an_author_domain(records, domain, where, applied, published):
-    policy = dmarc.discover(domain, Zone(records).lookup, Zone({}, ("a.example.com",)).exists)
-    assert (policy.record.domain, policy.applied, policy.published) == (where, applied, published)
+    found = policy.discover(domain, Zone(records).lookup, Zone({}, ("a.example.com",)).exists)
+    assert (found.record.domain, found.applied, found.published) == (where, applied, published)
 
 
 @pytest.mark.parametrize(("p", "asked"), [("reject", "quarantine"), ("quarantine", "none"), ("none", "none")])
 def test_test_mode_asks_for_one_level_less(p, asked):
     zone = Zone({"example.com": f"v=DMARC1; p={p}; t=y"})
-    assert dmarc.discover("example.com", zone.lookup, zone.exists).requested == asked
+    assert policy.discover("example.com", zone.lookup, zone.exists).requested == asked
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,7 @@ def test_test_mode_asks_for_one_level_less(p, asked):
 )
 def test_alignment(identifier, author, mode, expected):
     zone = Zone({"example.com": "v=DMARC1; p=reject", "own.example.com": "v=DMARC1; p=none; psd=n"})
-    assert dmarc.aligned(identifier, author, mode, zone.lookup) == expected
+    assert policy.aligned(identifier, author, mode, zone.lookup) == expected
 
 
 ENVELOPE = dmarc.Envelope(

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import estate_arc_chain as chain
-import estate_arc_dmarc as dmarc
+import estate_arc_policy as policy
 
 FUZZ = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 PIECES = [
@@ -72,8 +72,8 @@ def test_any_key_record_is_read(record):
 @FUZZ
 @given(values)
 def test_any_dmarc_record_is_read(record):
-    dmarc.parse_record("example.com", b"v=DMARC1;" + record)
-    dmarc.parse_record("example.com", record)
+    policy.parse_record("example.com", b"v=DMARC1;" + record)
+    policy.parse_record("example.com", record)
 
 
 bodies = st.lists(

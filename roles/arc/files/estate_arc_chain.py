@@ -28,6 +28,8 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa, utils
 from dkim.canonicalization import CanonicalizationPolicy, InvalidCanonicalizationPolicyError, Relaxed
 from dkim.util import parse_tag_value
 
+from estate_arc_policy import DOMAIN_NAME, TemporaryDnsError, normal_domain
+
 Header = tuple[bytes, bytes]
 """Name and value of a header field: the value with its leading space, lines joined by CRLF, without the last CRLF."""
 
@@ -65,15 +67,10 @@ OVERSIGNED_NAMES = (b"from", b"to", b"subject", b"date", b"content-type")
 _BLANK_RUN = re.compile(rb"[ \t\r\n]{%d}" % MAX_BLANK_RUN)
 _AAR_INSTANCE = re.compile(rb"\s*i\s*=\s*(\d{1,9})\s*;", re.IGNORECASE)
 _INSTANCE = re.compile(rb"\d{1,9}\Z")
-_LABELS = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,250}[A-Za-z0-9_])?\Z")
 
 
 class ChainError(Exception):
     """The ARC chain of a message is broken; the text is a fixed phrase of ours, never the sender's words."""
-
-
-class TemporaryDnsError(Exception):
-    """A name could not be resolved now (time-out, SERVFAIL); another try may succeed."""
 
 
 # ----------------------------------------------------------------------------------------------- Authentication-Results
@@ -487,7 +484,7 @@ def key_name(tags: dict[bytes, bytes]) -> str:
             text = text if text.isascii() else text.encode("idna").decode("ascii")
         except UnicodeError as error:
             raise ChainError("signing domain is no domain name") from error
-        if not _LABELS.match(text) or ".." in text:
+        if not DOMAIN_NAME.match(text) or ".." in text:
             raise ChainError("signing domain is no domain name")
         parts.append(text)
     return f"{parts[0]}._domainkey.{parts[1]}"
@@ -638,17 +635,6 @@ def author_domain(headers: Sequence[Header]) -> str:
     if len(addresses) != 1 or addresses[0].count("@") < 1:
         return ""
     return normal_domain(addresses[0].rpartition("@")[2])
-
-
-def normal_domain(domain: str) -> str:
-    """Lower case, A-labels, no trailing dot; empty where the text is no domain name."""
-    domain = domain.strip().rstrip(".").lower()
-    if not domain.isascii():
-        try:
-            domain = domain.encode("idna").decode("ascii")
-        except UnicodeError:
-            return ""
-    return domain if _LABELS.match(domain) and ".." not in domain else ""
 
 
 def judge_trust(verdict: Verdict, trusted: Sequence[str], from_domain: str) -> Trust:

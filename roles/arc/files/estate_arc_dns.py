@@ -17,7 +17,7 @@ import dns.name
 import dns.rdatatype
 import dns.resolver
 
-from estate_arc_chain import TemporaryDnsError
+from estate_arc_policy import TemporaryDnsError
 
 FAILURE_SECONDS = 5.0
 NEGATIVE_SECONDS = 60.0
