@@ -1,0 +1,1 @@
+../../../../../arc/files/estate_arc_policy.py
