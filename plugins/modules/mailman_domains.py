@@ -1,0 +1,88 @@
+#!/usr/bin/python
+"""Ansible module: the mail domains that Mailman has lists in."""
+
+from __future__ import annotations
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.mailman_rest import Client, RestError
+
+DOCUMENTATION = r"""
+module: mailman_domains
+short_description: Make Mailman know the domains in which lists live
+description:
+  - Adds the domains that are missing, by Mailman's REST interface. A domain that is not named is left alone and
+    reported, because its lists would go with it.
+options:
+  domains:
+    type: list
+    elements: str
+    required: true
+    description: Names of the domains.
+  url:
+    type: str
+    default: http://127.0.0.1:8001
+    description: Mailman's REST interface.
+  user:
+    type: str
+    default: restadmin
+    description: User of the REST interface.
+  password:
+    type: str
+    required: true
+    description: Password of the REST interface.
+author: Trustworthy Email estate
+"""
+
+EXAMPLES = r"""
+- name: Have lists in ml.example.org
+  mailman_domains:
+    domains: [ml.example.org]
+    password: "{{ mailman_rest_password }}"
+  no_log: true
+"""
+
+RETURN = r"""
+added:
+  description: Domains that were missing.
+  returned: always
+  type: list
+unmanaged:
+  description: Domains that Mailman has and the data does not name.
+  returned: always
+  type: list
+"""
+
+OPTIONS = {
+    "url": {"type": "str", "default": "http://127.0.0.1:8001"},
+    "user": {"type": "str", "default": "restadmin"},
+    "password": {"type": "str", "required": True, "no_log": True},
+}
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={"domains": {"type": "list", "elements": "str", "required": True}, **OPTIONS},
+        supports_check_mode=True,
+    )
+    wanted = list(dict.fromkeys(module.params["domains"]))
+    client = Client(module.params["url"], module.params["user"], module.params["password"])
+    try:
+        known = [entry["mail_host"] for entry in client.entries("domains")]
+        added = [domain for domain in wanted if domain not in known]
+        if not module.check_mode:
+            for domain in added:
+                client.send("POST", "domains", data={"mail_host": domain})
+    except RestError as error:
+        module.fail_json(msg=f"the list domains: {error}")
+    lines = ["".join(f"{domain}\n" for domain in sorted(domains)) for domains in (known, {*known, *added})]
+    diff = {"before_header": "domains", "after_header": "domains", "before": lines[0], "after": lines[1]}
+    module.exit_json(
+        changed=bool(added),
+        added=added,
+        unmanaged=sorted(set(known) - set(wanted)),
+        diff=diff if added else {},
+    )
+
+
+if __name__ == "__main__":
+    main()
