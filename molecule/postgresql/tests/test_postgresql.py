@@ -70,6 +70,47 @@ def test_postgres_comes_in_as_itself_and_nobody_else_as_postgres(host):
     assert connect(host, "postgres", "postgres", password="postgres").rc == 2
 
 
+@pytest.mark.parametrize(("user", "database"), [("list", "mailman"), ("mailmanweb", "mailmanweb")])
+def test_program_comes_in_by_the_socket_as_its_own_user_without_a_password(host, user, database):
+    if not host.user(user).exists:
+        host.check_output("useradd --system %s", user)
+    script = "CREATE TEMPORARY TABLE mine (i int); SELECT session_user, inet_client_addr() IS NULL"
+    said = host.run("cd /; runuser -u %s -- psql -XAtwq -d %s -c %s", user, database, script)
+    assert said.stdout.strip() == f"{user}|t", said.stderr
+
+
+@pytest.mark.parametrize(
+    ("user", "role", "database", "sentence"),
+    [
+        ("nobody", "list", "mailman", "authentication failed"),
+        ("www-data", "mailmanweb", "mailmanweb", "authentication failed"),
+        ("mailmanweb", "list", "mailman", "authentication failed"),
+        ("list", "mailmanweb", "mailmanweb", "authentication failed"),
+        ("root", "list", "mailman", "authentication failed"),
+        ("nobody", "nobody", "mailman", 'role "nobody" does not exist'),
+        ("list", "list", "mailmanweb", "permission denied for database"),
+        ("mailmanweb", "mailmanweb", "mailman", "permission denied for database"),
+    ],
+)
+def test_another_user_does_not(host, user, role, database, sentence):
+    if not host.user(user).exists:
+        host.check_output("useradd --system %s", user)
+    said = host.run("cd /; runuser -u %s -- psql -XAtw -U %s -d %s -c 'SELECT 1'", user, role, database)
+    assert said.rc == 2
+    assert sentence in said.stderr
+    assert connect(host, role, database, password="anything").rc == 2
+
+
+def test_unit_is_confined_and_the_server_was_never_root(host):
+    unit = host.run("systemctl list-units --plain --no-legend 'postgresql@*'").stdout.split()[0]
+    level = host.check_output("systemd-analyze security %s --no-pager | tail -n 1", unit)
+    assert float(re.search(r"service: ([\d.]+)", level)[1]) <= 3.0
+    process = host.check_output("systemctl show -p MainPID --value %s", unit)
+    status = host.file(f"/proc/{process}/status").content_string
+    assert re.search(r"NoNewPrivs:\s+1\n", status)
+    assert re.search(r"CapBnd:\s+0+\n", status)
+
+
 def test_trust_md5_and_passwords_in_clear_are_no_way_in(host):
     methods = admin(host, "SELECT DISTINCT auth_method FROM pg_hba_file_rules ORDER BY 1").split()
     assert methods == ["peer", "scram-sha-256"]

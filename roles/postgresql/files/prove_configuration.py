@@ -2,7 +2,7 @@
 
 What ``postgres -C`` finds (names, units, ranges) is not all that can keep a server down: limits that contradict each
 other, a library that is not there, a wrong line in pg_hba.conf and a key without its certificate show only at a start.
-The scratch cluster has no port, no archiving and a socket of its own. Run as postgres:
+The scratch cluster has no port, no archiving, little memory and a socket of its own. Run as postgres:
 ``prove_configuration.py PROGRAMS CONFIG_DIRECTORY STAGED_DIRECTORY DATA_DIRECTORY``. Exit 0: it started; 1: the reason
 is on standard error.
 """
@@ -51,6 +51,7 @@ def prove(programs: Path, config: Path, staged: Path, data: Path, scratch: Path)
         "logging_collector": "off",
         "log_destination": "stderr",
         "huge_pages": "off",
+        "shared_buffers": "16MB",  # the value in the file is read and judged all the same
     }
     options = " ".join(f"-c {name}='{value}'" for name, value in replaced.items())
     control = (programs / "pg_ctl", "--pgdata", cluster)
