@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from .hosts import Host
+from .lists import MailingList
 from .mailboxes import Mailbox
 from .messages import message_id_of
 from .places import ADDRESSES, ATTACKER, GATEWAYS, STATE
@@ -27,6 +28,10 @@ class Estate:
     def mailbox(self, address: str) -> Mailbox:
         """Return a mailbox, ours or an outside one."""
         return Mailbox(address)
+
+    def list(self, address: str) -> MailingList:
+        """Return a mailing list."""
+        return MailingList(address)
 
     def host(self, name: str) -> Host:
         """Return a host of the lab, also ``world``."""

@@ -17,6 +17,10 @@ READY_PORTS = {
     "arc-seal": 8896,
     "postsrsd": 10001,
     "postfix": 25,
+    "opendkim": 8891,
+    "postgresql": 5432,
+    "mailman3": 8024,
+    "mailman-web": 8000,
 }
 
 
@@ -96,7 +100,7 @@ class Service:
         port = READY_PORTS.get(self.unit)
         if port:
             probe = (
-                f"for i in $(seq 100); do (: </dev/tcp/127.0.0.1/{port}) 2>/dev/null && exit 0; sleep 0.1; done; exit 1"
+                f"for i in $(seq 300); do (: </dev/tcp/127.0.0.1/{port}) 2>/dev/null && exit 0; sleep 0.1; done; exit 1"
             )
             self.host.run("bash", "-c", probe)
 
