@@ -104,6 +104,12 @@ def test_certificate_that_is_expired_or_of_another_ca_opens_nothing(browser, cer
     assert browser.get(LISTS + "/members").code == 403
 
 
+def test_only_a_site_with_such_a_path_asks_for_certificates(host):
+    connect = "openssl s_client -connect 127.0.0.1:443 -servername %s </dev/null 2>/dev/null"
+    assert "No client certificate CA names sent" not in host.run(connect, "lists.example.org").stdout
+    assert "No client certificate CA names sent" in host.run(connect, "given.example.org").stdout
+
+
 def test_longer_path_decides_for_itself(browser):
     assert browser.get(LISTS + "/members/open/x").seen_header("X-Client-Subject") == []
     assert browser.get(LISTS + "/members/opener").code == 403
@@ -189,7 +195,7 @@ def test_files_are_served_but_neither_hidden_ones_nor_others(browser):
 
 
 def test_headers_stand_once_on_every_kind_of_answer(browser):
-    for path in ("/open", "/static/css/style.css", "/members", "/admin", "/static/nothing", "/robots.txt"):
+    for path in ("/open", "/static/css/style.css", "/members", "/admin", "/static/nothing", "/robots.txt", "/gone"):
         answer = browser.get(LISTS + path)
         assert answer.header("Strict-Transport-Security") == ["max-age=31536000"], path
         assert answer.header("X-Content-Type-Options") == ["nosniff"], path
@@ -251,6 +257,33 @@ def test_crawler_without_manners_is_refused(browser):
     assert browser.get(LISTS + "/open", "-A", "Mozilla/5.0 (RudeBot/2)").code == 403
 
 
+def journal(host, since: str) -> list[dict[str, Any]]:
+    """What Caddy wrote to the journal since then; fails if a line is no JSON."""
+    host.check_output("journalctl --sync")
+    text = host.check_output("journalctl -u caddy _COMM=caddy --since=%s -o cat", since)
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_request_is_logged_as_json_without_what_opens_something(browser):
+    since = browser.host.check_output("date '+%F %T.%6N'")
+    secret = "c2VjcmV0.tOKen-7_x"
+    # From the back end, as an error (nothing listens there), redirected to https, and as the page before.
+    assert browser.get(f"{LISTS}/open/unsubscribe/{secret}?a=b").code == 200
+    assert browser.get(f"{LISTS}//OPEN/Unsubscribe/{secret}/x").code == 200
+    assert browser.get(f"{LISTS}/gone/key/{secret}").code == 502
+    assert browser.get(f"http://lists.example.org/gone/key/{secret}").code == 308
+    assert browser.get(f"{LISTS}/open/style", "-e", f"{LISTS}/open/unsubscribe/{secret}").code == 200
+    assert browser.get(f"{LISTS}/open/callback?a=b&code={secret}&State={secret}&c=d").code == 200
+    lines = journal(browser.host, since)
+    assert secret not in json.dumps(lines)
+    asked = {line["request"]["uri"] for line in lines if line.get("logger", "").startswith("http.log.access")}
+    assert {"/open/unsubscribe/***?a=b", "//OPEN/Unsubscribe/***", "/gone/key/***", "/open/style"} <= asked
+    assert "/open/callback?a=b&code=***&State=***&c=d" in asked
+    # What the operator wants to know of it.
+    reasons = {line["msg"] for line in lines if line.get("logger", "").startswith("http.log.error")}
+    assert any("127.0.0.1:9: connect: connection refused" in reason for reason in reasons)
+
+
 def served(host, name: str, authority: str) -> str:
     """Serial number of the certificate, verified up to the CA in that file; empty when it does not verify."""
     connect = f"openssl s_client -connect 127.0.0.1:443 -servername {name} -CAfile {authority} -verify_return_error"
@@ -264,18 +297,50 @@ def test_given_and_internal_certificates_are_served(host):
     assert not served(host, "given.example.org", ROOT)
 
 
-def test_acme_certificate_is_fetched_and_kept_over_a_restart(host):
+@pytest.fixture
+def acme_root(host) -> str:
+    """File with the root of the ACME server, which has a new one after each of its starts."""
     host.check_output("curl -sSfk https://localhost:15000/roots/0 -o /root/pebble-root.pem")
-    first = ""
+    return "/root/pebble-root.pem"
+
+
+def wait_until_served(host, authority: str, other_than: str = "") -> str:
+    """Serial number of the ACME site's certificate, once there is one and it is another."""
     for _ in range(60):
-        first = served(host, "acme.example.org", "/root/pebble-root.pem")
-        if first:
-            break
+        serial = served(host, "acme.example.org", authority)
+        if serial not in ("", other_than):
+            return serial
         time.sleep(1)
-    assert first
-    assert host.check_output("find /var/lib/caddy/storage/acme -name '*.key'")
+    pytest.fail("no new certificate from the ACME server within 60 s")
+
+
+def accounts(host) -> str:
+    """What the ACME server says each time it gets a new account, in one text."""
+    host.check_output("journalctl --sync")
+    return host.check_output("journalctl -u test-pebble -o cat | grep 'accounts in memory'")
+
+
+def test_acme_certificate_is_fetched_and_kept_over_a_restart(host, acme_root):
+    first = wait_until_served(host, acme_root)
     host.check_output("systemctl restart caddy")
-    assert served(host, "acme.example.org", "/root/pebble-root.pem") == first
+    assert served(host, "acme.example.org", acme_root) == first
+
+
+def test_rebuilt_host_goes_on_with_restored_account_key_and_certificate(host, acme_root):
+    first, known = wait_until_served(host, acme_root), accounts(host)
+    host.check_output(
+        "systemctl stop caddy && tar -C /var/lib/caddy -cf /root/storage.tar storage && rm -r /var/lib/caddy/* && "
+        "tar -C /var/lib/caddy -xf /root/storage.tar && systemctl start caddy"
+    )
+    assert served(host, "acme.example.org", acme_root) == first
+    assert accounts(host) == known
+
+
+def test_new_certificate_is_asked_for_with_the_same_account(host, acme_root):
+    first, known = wait_until_served(host, acme_root), accounts(host)
+    host.check_output("rm -r /var/lib/caddy/storage/certificates/*14000*/acme.example.org && systemctl restart caddy")
+    wait_until_served(host, acme_root, other_than=first)
+    assert accounts(host) == known
 
 
 def test_reload_lets_an_open_request_end(host):
