@@ -35,7 +35,7 @@ def load(path: str | Path) -> Mapping[str, str]:
 
 
 def number(settings: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
-    """A whole number of the settings within its bounds; what is none, or lies outside, is logged and the default used."""
+    """A whole number of the settings; what is none, or lies outside the bounds, is logged and the default used."""
     given = settings.get(name, "").strip()
     if not given:
         return default
