@@ -22,6 +22,8 @@ from estate_keys import key_type
 from estate_model import SMTP_PORT, as_list, mail_address, organisational_domain
 from estate_names import address_fault, domain_name_fault, is_ip, is_local_part, is_network, selector_fault
 
+#: The mailing lists stand beside the model; estate_lists looks into them.
+LIST_VARIABLES = ("estate_lists", "estate_list_base", "estate_list_profiles")
 MANDATORY_VARIABLES = (
     "estate_name",
     "estate_domain",
@@ -40,6 +42,7 @@ MANDATORY_VARIABLES = (
     "estate_management_networks",
     "estate_report_authorisations",
     "estate_report_receivers",
+    *LIST_VARIABLES,
 )
 RENAMED_VARIABLES = {
     "estate_mx": "estate_gateways",
@@ -51,7 +54,7 @@ RENAMED_VARIABLES = {
     "estate_report_authorizations": "estate_report_authorisations",
 }
 
-MODEL_FIELDS = tuple(name.removeprefix("estate_") for name in MANDATORY_VARIABLES)
+MODEL_FIELDS = tuple(name.removeprefix("estate_") for name in MANDATORY_VARIABLES if name not in LIST_VARIABLES)
 HOST_FIELDS = ("fqdn", "ipv4", "ipv6")
 DOMAIN_FIELDS = ("receive", "send", "sign", "dmarc", "strict", "lists", "mta_sts", "tls_rpt", "bimi", "closed")
 RECEIVE_FIELDS = ("next_hop", "recipients")

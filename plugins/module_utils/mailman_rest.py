@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -22,7 +23,7 @@ Out = TypeVar("Out")
 
 
 class RestError(Exception):
-    """Mailman could not be asked, or refused; the message says what and why."""
+    """Mailman could not be asked (``status`` is 0 then), or refused; the message says what and why."""
 
     def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)
@@ -45,6 +46,21 @@ class Client:
         self._timeout = timeout
         credentials = base64.b64encode(f"{user}:{password}".encode()).decode()
         self._headers = {"Authorization": f"Basic {credentials}", "Accept": "application/json"}
+
+    def wait(self, seconds: float) -> None:
+        """Come back when Mailman answers; it does so some ten seconds after its start.
+
+        :raises RestError: when it does not within ``seconds``.
+        """
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                self.get("system", "versions")
+                return
+            except RestError as error:
+                if error.status or time.monotonic() > end:
+                    raise
+            time.sleep(0.3)
 
     def get(self, *path: str, **query: Any) -> Any:
         """The resource at ``path``; None when there is none (404)."""

@@ -30,6 +30,10 @@ options:
     type: str
     required: true
     description: Password of the REST interface.
+  wait:
+    type: int
+    default: 60
+    description: Seconds to wait for a Mailman that is about to start.
 author: Trustworthy Email estate
 """
 
@@ -38,7 +42,6 @@ EXAMPLES = r"""
   mailman_domains:
     domains: [ml.example.org]
     password: "{{ mailman_rest_password }}"
-  no_log: true
 """
 
 RETURN = r"""
@@ -52,28 +55,34 @@ unmanaged:
   type: list
 """
 
-OPTIONS = {
-    "url": {"type": "str", "default": "http://127.0.0.1:8001"},
-    "user": {"type": "str", "default": "restadmin"},
-    "password": {"type": "str", "required": True, "no_log": True},
-}
-
 
 def main() -> None:
     module = AnsibleModule(
-        argument_spec={"domains": {"type": "list", "elements": "str", "required": True}, **OPTIONS},
+        argument_spec={
+            "domains": {"type": "list", "elements": "str", "required": True},
+            "wait": {"type": "int", "default": 60},
+            "url": {"type": "str", "default": "http://127.0.0.1:8001"},
+            "user": {"type": "str", "default": "restadmin"},
+            "password": {"type": "str", "required": True, "no_log": True},
+        },
         supports_check_mode=True,
     )
     wanted = list(dict.fromkeys(module.params["domains"]))
     client = Client(module.params["url"], module.params["user"], module.params["password"])
+    known: list[str] = []
     try:
-        known = [entry["mail_host"] for entry in client.entries("domains")]
-        added = [domain for domain in wanted if domain not in known]
         if not module.check_mode:
-            for domain in added:
-                client.send("POST", "domains", data={"mail_host": domain})
+            client.wait(module.params["wait"])
+        known = [entry["mail_host"] for entry in client.entries("domains")]
+        if not module.check_mode:
+            for domain in wanted:
+                if domain not in known:
+                    client.send("POST", "domains", data={"mail_host": domain})
     except RestError as error:
-        module.fail_json(msg=f"the list domains: {error}")
+        # A dry run on a host where Mailman is yet to be installed.
+        if not module.check_mode or error.status:
+            module.fail_json(msg=f"the list domains: {error}")
+    added = [domain for domain in wanted if domain not in known]
     lines = ["".join(f"{domain}\n" for domain in sorted(domains)) for domains in (known, {*known, *added})]
     diff = {"before_header": "domains", "after_header": "domains", "before": lines[0], "after": lines[1]}
     module.exit_json(

@@ -191,7 +191,17 @@ class TemplateFiles:
 class Site:
     """What Mailman has, as far as one answer tells it for all lists."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, may_be_missing: bool = False) -> None:
+        self.lists: dict[str, str] = {}
+        self.owners = self.moderators = self.accepted = self._by_list([])
+        self.rules: dict[str, dict[str, Any]] | None = {}
+        try:
+            self._ask(client)
+        except RestError as error:
+            if error.status or not may_be_missing:
+                raise
+
+    def _ask(self, client: Client) -> None:
         questions: list[Callable[[], Any]] = [
             lambda: client.entries("lists"),
             lambda: client.find("members", "find", role="owner"),
@@ -206,7 +216,7 @@ class Site:
         #: Members whose posts are accepted although the list holds those of members.
         self.accepted = self._by_list(accepted)
         #: List-id → organisation rule; None when the estate's plugin is not there.
-        self.rules: dict[str, dict[str, Any]] | None = None if rules is None else rules["rules"]
+        self.rules = None if rules is None else rules["rules"]
 
     @staticmethod
     def _by_list(members: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
@@ -547,7 +557,8 @@ def main() -> None:
     client = Client(given["url"], given["user"], given["password"])
     files = TemplateFiles(given["template_directory"], given["template_owner"])
     try:
-        site = Site(client)
+        # A dry run may come to a host where Mailman is yet to be installed: nothing is there then.
+        site = Site(client, may_be_missing=module.check_mode)
     except RestError as error:
         module.fail_json(msg=f"the lists: {error}")
     work = client.each(lambda one: ListWork(client, site, files, one, module.check_mode).run(), wanted)
