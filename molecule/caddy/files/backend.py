@@ -17,6 +17,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Own", "back end")
         self.send_header("X-Frame-Options", "ALLOW-FROM https://example.com")
         self.end_headers()
         if self.path.startswith("/slow"):

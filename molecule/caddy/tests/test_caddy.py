@@ -210,6 +210,12 @@ def test_site_has_its_own_headers(browser):
     assert answer.header("Referrer-Policy") == []
 
 
+def test_back_end_may_be_stricter_where_the_site_only_has_a_default(browser):
+    answer = browser.get("https://given.example.org/")
+    assert answer.header("X-Own") == ["back end"]
+    assert answer.header("Content-Security-Policy") == ["default-src 'self'"]
+
+
 def test_plain_http_is_sent_to_https(browser):
     answer = browser.get("http://lists.example.org/members?a=b")
     assert (answer.code, answer.header("Location")) == (308, ["https://lists.example.org/members?a=b"])
