@@ -23,6 +23,7 @@ import logging
 import queue
 import re
 import smtplib
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -436,6 +437,8 @@ class _Connections:
             try:
                 connection._connect()
                 connection._connection.sock.settimeout(TIMEOUT)
+                # Without it the kernel waits 40 ms for an acknowledgement now and then.
+                connection._connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 connection._connection.ehlo_or_helo_if_needed()
                 connection._login()
                 self._away_since = None

@@ -7,9 +7,9 @@ recipient comes back as ``smtplib.sendmail`` and Mailman mean it: ``{recipient: 
 from __future__ import annotations
 
 import smtplib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from mailman_estate.wire import Copy
+from mailman_estate.wire import END, Copy
 
 Refused = dict[str, tuple[int, bytes | str]]
 
@@ -64,7 +64,7 @@ def _submit(smtp: smtplib.SMTP, sender: str, recipients: Sequence[str], message:
         refused |= dict.fromkeys(accepted, data)
     elif not accepted:
         # RFC 2920 §3.1: the server may take DATA although it refused every recipient; it then gets an empty message.
-        _end(smtp, [b".\r\n"])
+        _end(smtp, [END])
     else:
         reply = _end(smtp, message.pieces())
         if reply[0] == 250:
@@ -94,12 +94,12 @@ def _dialogue(smtp: smtplib.SMTP, commands: Sequence[str]) -> list[tuple[int, by
     return replies
 
 
-def _end(smtp: smtplib.SMTP, pieces: object) -> tuple[int, bytes]:
+def _end(smtp: smtplib.SMTP, pieces: Iterable[bytes]) -> tuple[int, bytes]:
     """Send the content and return the server's last word on it."""
     tried = False
     try:
-        for piece in pieces:  # type: ignore[attr-defined]
-            tried = piece == b".\r\n"
+        for piece in pieces:
+            tried = piece.endswith(END)
             smtp.sock.sendall(piece)
         return smtp.getreply()
     except (OSError, smtplib.SMTPException, AttributeError) as error:

@@ -15,6 +15,8 @@ from email.message import Message
 from io import BytesIO
 
 CRLF = b"\r\n"
+END = b".\r\n"
+_LARGE = 1 << 18
 _STRAY = re.compile(rb"\r(?!\n)|(?<!\r)\n")
 _LEADING_DOT = re.compile(rb"(?m)^\.")
 
@@ -36,11 +38,13 @@ class Copy:
         return replace(self, own=lines)
 
     def pieces(self) -> Iterator[bytes]:
-        """What is sent after the reply to DATA, with the final dot."""
-        # One write for the small part, none of its own for a rest of many megabytes.
+        """What is sent after the reply to DATA, with the final dot: in one piece, unless it is large."""
+        if len(self.rest) < _LARGE:
+            yield self.head + self.own + self.rest + END
+            return
         yield self.head + self.own
         yield self.rest
-        yield b".\r\n"
+        yield END
 
     def octets(self) -> bytes:
         """The copy as a whole, without dot-stuffing."""
