@@ -14,7 +14,9 @@ import shlex
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from email.header import decode_header, make_header
 from email.message import EmailMessage
+from email.utils import parseaddr
 from typing import Any
 
 import pytest
@@ -262,10 +264,7 @@ NAMES = {
     "iso-2022-jp": ("山田", "=?iso-2022-jp?B?GyRCOzNFRBsoQg==?= <n@reject.example.com>"),
     "outside of the list's character set": ("Zoë 😀", "=?utf-8?b?Wm/DqyDwn5iA?= <n@reject.example.com>"),
     "unknown character set": ("ABC", "=?x-nobody?b?QUJD?= <n@reject.example.com>"),
-    "a line break in an encoded word": (
-        "a Bcc: x@example.net",
-        "=?utf-8?q?a=0ABcc:_x=40example.net?= <n@reject.example.com>",
-    ),
+    "a line break in an encoded word": ("a Bcc: x@y", "=?utf-8?b?YQpCY2M6IHhAeQ==?= <n@reject.example.com>"),
     "long": (
         "長い名前" * 20,
         f"=?utf-8?b?{base64.b64encode(('長い名前' * 20).encode()).decode()}?= <n@reject.example.com>",
@@ -301,6 +300,12 @@ def names(mailman: Mailman, request: pytest.FixtureRequest) -> dict[str, EmailMe
     return {kinds[int(str(message["subject"]).strip(".").split()[-1])]: message for message in found}
 
 
+def shown_name(message: EmailMessage) -> str:
+    """The author's name as RFC 2047 has it read (`EmailMessage` puts blanks between the words of a long one)."""
+    raw = email.message_from_bytes(message.as_bytes(), policy=email.policy.compat32)["from"]
+    return str(make_header(decode_header(parseaddr(raw)[0])))
+
+
 @pytest.mark.parametrize("kind", NAMES)
 def test_rewritten_from_shows_the_authors_name_and_no_name_stops_a_post(names, kind):
     message = names[kind]
@@ -308,7 +313,7 @@ def test_rewritten_from_shows_the_authors_name_and_no_name_stops_a_post(names, k
     assert author.domain == DOMAIN
     expected = NAMES[kind][0]
     if expected is not None:
-        assert author.display_name.startswith(expected + " ")
+        assert shown_name(message).startswith(expected + " ")
     assert message["bcc"] is None
     raw = message.as_bytes().partition(b"\n\n")[0]
     assert all(len(line) <= 998 for line in raw.splitlines())

@@ -100,7 +100,7 @@ def normal_rule(domains: Any, sentence: Any = None) -> Rule:
         if any((ord(char) < 32 and char != "\n") or 0xD800 <= ord(char) <= 0xDFFF for char in sentence):
             raise ValueError("sentence must not contain control characters.")
         sentence = sentence.strip()
-    return Rule(tuple(sorted(normal)), sentence)
+    return Rule(tuple(sorted(normal, key=lambda domain: (domain.removeprefix("."), domain))), sentence)
 
 
 def _normal_domain(text: Any) -> str:

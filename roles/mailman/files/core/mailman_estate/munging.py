@@ -5,6 +5,9 @@ carries the list's address; the author's address goes to Reply-To, or to Cc wher
 because the stock code raises – and thereby shunts the post – on a name that the list's character set does not know, on
 an unknown character set and on broken base64, lets line breaks out of an encoded name into the header, and makes
 encoded words longer than the 75 characters of RFC 2047 §2. Names are encoded in UTF-8 here.
+
+For the same reasons Mailman reads From and Subject in several other places through the decoder of this module, which
+shows what cannot be decoded as it stands, instead of raising.
 """
 
 from __future__ import annotations
@@ -14,19 +17,40 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from email.errors import HeaderParseError
-from email.header import Header, decode_header
+from email.header import Header, decode_header, make_header
 from email.utils import formataddr, getaddresses
+from importlib import import_module
 from typing import Any
 
 MAX_NAME = 200
+DECODING = (
+    "mailman.chains.headers",
+    "mailman.commands.eml_membership",
+    "mailman.email.message",
+    "mailman.handlers.subject_prefix",
+    "mailman.rest.post_moderation",
+    "mailman.runners.command",
+    "mailman.utilities.string",
+)
+"""Modules of Mailman that decode header fields with `decode_header` and mostly expect no error."""
 
 log = logging.getLogger("mailman.error")
 
 _ADDRESS_TAIL = re.compile(r"@([^ .]+\.)+[^ .]+$")
 
 
-def plain_name(text: str) -> str:
-    """A display name as people read it: encoded words decoded, on one line, of bounded length. Never raises."""
+def fragments_of(text: object) -> list[tuple[str | bytes, str | None]]:
+    """What `email.header.decode_header` gives, but for every text and so that `make_header` takes it. Never raises."""
+    try:
+        fragments = decode_header(text)  # type: ignore[arg-type]
+        str(make_header(fragments))
+    except (HeaderParseError, LookupError, ValueError):
+        return [(readable(str(text)), None)]
+    return fragments
+
+
+def readable(text: str) -> str:
+    """A header field's text with its encoded words decoded as well as they can be. Never raises."""
     parts = []
     try:
         fragments = decode_header(text)
@@ -40,8 +64,12 @@ def plain_name(text: str) -> str:
             parts.append(fragment.decode(charset or "latin-1", "replace"))
         except (LookupError, ValueError):
             parts.append(fragment.decode("latin-1"))
-    kept = ("\ufffd" if 0xD800 <= ord(char) <= 0xDFFF else char for char in "".join(parts))
-    spaced = (" " if unicodedata.category(char) in ("Cc", "Zl", "Zp") else char for char in kept)
+    return "".join("\ufffd" if 0xD800 <= ord(char) <= 0xDFFF else char for char in "".join(parts))
+
+
+def plain_name(text: str) -> str:
+    """A display name as people read it: encoded words decoded, on one line, of bounded length. Never raises."""
+    spaced = (" " if unicodedata.category(char) in ("Cc", "Zl", "Zp") else char for char in readable(text))
     return " ".join("".join(spaced).split())[:MAX_NAME].strip()
 
 
@@ -128,3 +156,5 @@ def install(settings: Mapping[str, str] | None = None) -> None:
 
     munged_headers.stock = stock_headers  # type: ignore[attr-defined]
     stock.munged_headers = munged_headers
+    for name in DECODING:
+        import_module(name).decode_header = fragments_of  # type: ignore[attr-defined]

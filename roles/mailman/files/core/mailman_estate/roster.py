@@ -190,7 +190,8 @@ class _Change:
         counts = {name: self._counts[name] for name in ("added", "changed", "removed", "unchanged")}
         if self._request.rows:
             log.info("%s: many members at once: %s, %d refused", self._mlist.fqdn_listname, counts, len(self._refused))
-        return counts | {"refused": [refusal.as_dict() for refusal in self._refused]}
+        refused = sorted(self._refused, key=lambda refusal: (refusal.list, refusal.row))
+        return counts | {"refused": [refusal.as_dict() for refusal in refused]}
 
     def _of(self, name: str) -> Iterable[Row]:
         return [row for row in self._request.rows if row.list == name]
