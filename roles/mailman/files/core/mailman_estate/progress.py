@@ -30,13 +30,16 @@ class Progress:
         #: Neither accepted nor refused when the last attempt ended: the mail system was away, or the runner stops.
         self.untried: set[str] = set()
         self._path = path
+        self._torn = False
         self._file = -1
         self._flushed = 0.0
         self._lock = threading.Lock()
         if path is not None:
             with contextlib.suppress(FileNotFoundError):
-                # What a crash cut off in the middle of a line is no address of the list and so names nobody.
-                self.accepted.update(path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1])
+                *lines, last = path.read_text(encoding="utf-8", errors="replace").split("\n")
+                self.accepted.update(lines)
+                # Cut off in the middle of a line: it names nobody.
+                self._torn = last != ""
 
     def add(self, recipients: Iterable[str]) -> None:
         """Record recipients as served. Raises OSError when that cannot be written."""
@@ -47,7 +50,9 @@ class Progress:
                 return
             if self._file < 0:
                 self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o660)
-            os.write(self._file, "".join(f"{recipient}\n" for recipient in recipients).encode())
+            lines = "".join(f"{recipient}\n" for recipient in recipients).encode()
+            os.write(self._file, b"\n" + lines if self._torn else lines)
+            self._torn = False
             if (now := time.monotonic()) - self._flushed > _FLUSH_EVERY:
                 os.fdatasync(self._file)
                 self._flushed = now

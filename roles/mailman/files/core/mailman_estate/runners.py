@@ -79,7 +79,9 @@ def install(settings: Mapping[str, str]) -> None:
             if origin is None or not is_passing(error) or _is_old(origin[1]):
                 raise
             if not isinstance(error, RunnerInterrupt):
-                log.error("%s: %s waits in its queue: %s", self.name, msg.get("message-id", "a message"), error)
+                log.error(
+                    "%s: %s waits in its queue: %s", self.name, msg.get("message-id", "a message"), _briefly(error)
+                )
             _roll_back()
             origin[0]._estate_keep = origin[1]
             if not isinstance(error, RunnerInterrupt):
@@ -96,7 +98,7 @@ def install(settings: Mapping[str, str]) -> None:
             # and after max_restarts such ends it is not started again.
             if not is_passing(error):
                 raise
-            log.error("%s: goes on when this has passed: %s", self.name, error)
+            log.error("%s: goes on when this has passed: %s", self.name, _briefly(error))
             _roll_back()
             _pause(self)
             return 0
@@ -104,6 +106,11 @@ def install(settings: Mapping[str, str]) -> None:
     process_one_file.stock = stock_process  # type: ignore[attr-defined]
     Switchboard.dequeue, Switchboard.finish = dequeue, finish
     Runner._process_one_file, Runner._one_iteration = process_one_file, one_iteration
+
+
+def _briefly(error: BaseException) -> str:
+    """The first line of an error; SQLAlchemy adds the statement and its values."""
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
 def _put_back(switchboard: Switchboard, filebase: str) -> None:

@@ -85,7 +85,8 @@ def _dialogue(smtp: smtplib.SMTP, commands: Sequence[str]) -> list[tuple[int, by
         for start in range(0, len(commands), group):
             some = commands[start : start + group]
             smtp.sock.sendall("".join(f"{command}\r\n" for command in some).encode("ascii"))
-            replies += [smtp.getreply() for _ in some]
+            for _ in some:
+                replies.append(smtp.getreply())
     except (OSError, smtplib.SMTPException, AttributeError) as error:
         # A server that closes says 421 first; it then tells more than the lost connection does.
         if any(reply[0] == 421 for reply in replies):
