@@ -24,14 +24,10 @@ HEAD = b"From: a@example.org\r\nSubject: x\r\n"
 
 def received(copy: wire.Copy) -> bytes:
     """What an SMTP server makes of it (RFC 5321 §4.5.2), read line by line up to the final dot."""
-    sent, message = b"".join(copy.pieces()), b""
-    while True:
-        line, end, sent = sent.partition(b"\r\n")
-        assert end, "no final dot"
-        if line == b".":
-            assert sent == b"", "the message ends early"
-            return message
-        message += line.removeprefix(b".") + end
+    lines = b"".join(copy.pieces()).split(b"\r\n")
+    assert lines.index(b".") == len(lines) - 2, "the message ends early"
+    assert lines[-1] == b""
+    return b"".join(line.removeprefix(b".") + b"\r\n" for line in lines[:-2])
 
 
 # --- octets -----------------------------------------------------------------------------------------------------------
