@@ -77,7 +77,9 @@ class _Checker:
         self.lists: dict[Any, Any] = lists if isinstance(lists, dict) else {}
         own_base, own_profiles = built_in()
         self.profiles: dict[str, Any] = own_profiles | (self.given_profiles if isinstance(profiles, dict) else {})
-        self.base = merge(own_base, {}, self.given_base) if isinstance(self.given_base, dict) else own_base
+        self.base = own_base
+        #: Layers with a fault, which are not put together with others.
+        self.faulty: set[Any] = set()
 
     def say(self, path: str, value: Any, text: str) -> None:
         """One problem: where, what is there, what should be."""
@@ -91,13 +93,18 @@ class _Checker:
             self.say("estate_list_base", self.given_base, "must be a mapping of fields that lists share")
         else:
             self.shared("estate_list_base", self.given_base)
+            if not self.found:
+                self.base = merge(self.base, {}, self.given_base)
         if not isinstance(self.given_profiles, dict):
             self.say(
                 "estate_list_profiles", self.given_profiles, "must be a mapping: name to the fields of the profile"
             )
         else:
             for name, profile in self.given_profiles.items():
+                before = len(self.found)
                 self.shared(f"estate_list_profiles['{name}']", profile)
+                if len(self.found) > before:
+                    self.faulty.add(name)
         spelt: dict[str, str] = {}
         for address, definition in self.lists.items():
             path = f"estate_lists['{address}']"
@@ -186,7 +193,7 @@ class _Checker:
                 profile,
                 f"no such profile{_suggestion(profile, self.profiles)}; known: {_names(self.profiles)}",
             )
-        elif len(self.found) == before and isinstance(self.profiles[profile], dict):
+        elif len(self.found) == before and profile not in self.faulty:
             self.whole(path, address, merge(self.base, self.profiles[profile], definition))
 
     def fields(self, path: str, layer: Mapping[Any, Any], allowed: tuple[str, ...]) -> None:

@@ -191,9 +191,10 @@ class TemplateFiles:
 class Site:
     """What Mailman has, as far as one answer tells it for all lists."""
 
-    def __init__(self, client: Client, may_be_missing: bool = False) -> None:
+    def __init__(self, client: Client, posters: list[str], may_be_missing: bool = False) -> None:
+        self._posters = posters
         self.lists: dict[str, str] = {}
-        self.owners = self.moderators = self.accepted = self._by_list([])
+        self.owners = self.moderators = self.accepted = self.posters = self._by_list([])
         self.rules: dict[str, dict[str, Any]] | None = {}
         try:
             self._ask(client)
@@ -210,6 +211,9 @@ class Site:
             lambda: client.get(*ESTATE, "member-domains"),
         ]
         lists, owners, moderators, accepted, rules = client.each(lambda ask: ask(), questions)
+        found = client.each(lambda who: client.find("members", "find", role="member", subscriber=who), self._posters)
+        #: Memberships of those who may post where others are held.
+        self.posters = self._by_list([member for members in found for member in members])
         self.lists = {entry["fqdn_listname"]: entry["list_id"] for entry in lists}
         self.owners = self._by_list(owners)
         self.moderators = self._by_list(moderators)
@@ -492,10 +496,14 @@ class ListWork:
         if self.wanted.posters is None or not there:
             return
         marked = self.site.accepted.get(self.wanted.list_id, {})
+        members = self.site.posters.get(self.wanted.list_id, {})
         wanted = [who.lower() for who in self.wanted.posters if not who.startswith("^")]
         for address in wanted:
-            if address not in marked and (member := self.client.get(*self.path, "member", address)):
-                path = ("members", member["member_id"])
+            # A member named by the data a moment ago is not among those that were asked about.
+            if not self.dry and any(what.lower() == f"member {address}" for what, _, _ in self.changes):
+                members = members | {address: self.client.get(*self.path, "member", address)["member_id"]}
+            if address in members and address not in marked:
+                path = ("members", members[address])
                 step = functools.partial(self.client.send, "PATCH", *path, data={"moderation_action": "accept"})
                 self.change(f"poster {address}", "moderated", "accepted", step)
         for address, member_id in marked.items():
@@ -558,7 +566,8 @@ def main() -> None:
     files = TemplateFiles(given["template_directory"], given["template_owner"])
     try:
         # A dry run may come to a host where Mailman is yet to be installed: nothing is there then.
-        site = Site(client, may_be_missing=module.check_mode)
+        posters = {who.lower() for one in wanted for who in one.posters or [] if not who.startswith("^")}
+        site = Site(client, sorted(posters), may_be_missing=module.check_mode)
     except RestError as error:
         module.fail_json(msg=f"the lists: {error}")
     work = client.each(lambda one: ListWork(client, site, files, one, module.check_mode).run(), wanted)
