@@ -202,6 +202,59 @@ def test_one_click_fields_of_a_list_are_signed(mail):
     assert not verified(raw.replace(b"example.org/u>", b"example.org/v>"))
 
 
+def test_post_whose_author_the_list_replaced_is_signed_for_the_list_whoever_sends_it(mail):
+    head = (
+        b"Sender: taro@example.org\r\nReply-To: Taro <taro@example.com>, announce@ml.example.org\r\n"
+        b"List-Id: <announce.ml.example.org>\r\n"
+    )
+    raw = mail.send(build("announce@ml.example.org", head=head).replace(b"From: Taro", b"From: Taro via Announce"))
+    [tags] = signatures(raw)
+    assert tags["d"] == "ml.example.org", "of the From field's domain, which DMARC looks at; not of Sender's"
+    assert {"sender", "reply-to", "list-id"} <= set(tags["h"].lower().split(":"))
+    assert verified(raw)
+    assert mail.second_engine(raw).strip() == "ml.example.org pass"
+
+
+def test_post_of_an_author_elsewhere_is_not_signed_for_the_list_in_sender(mail):
+    assert signatures(mail.send(build("taro@example.com", head=b"Sender: announce-bounces@ml.example.org\r\n"))) == []
+
+
+def test_key_that_takes_every_author_signs_what_a_list_passes_on_and_leaves_others_theirs(mail, restored):
+    keys = [
+        {"domain": "ml.example.org", "selector": "lists.a", "private_key": pem("ml"), "sign": ["*"]},
+        {"domain": "example.org", "selector": "s2026a", "private_key": pem("org")},
+    ]
+    changed = run_role(opendkim_keys=keys)
+    assert changed.returncode == 0, changed.stdout[-3000:]
+    for author, domain in {"taro@example.com": "ml.example.org", "taro@example.org": "example.org"}.items():
+        raw = mail.send(build(author))
+        assert [tags["d"] for tags in signatures(raw)] == [domain]
+        assert verified(raw)
+    assert signatures(mail.send(build("taro@example.com"), client=OUTSIDE)) == []
+
+
+@pytest.mark.parametrize("name", ["announce-request", "announce-confirm+f00", "announce-bounces", "noreply"])
+def test_answer_of_a_list_with_an_empty_envelope_sender_is_signed(mail, name):
+    message = build(f"{name}@ml.example.org")
+    with mail.session() as smtp:
+        assert smtp.mail("")[0] == 250
+        assert smtp.rcpt("hanako@example.edu")[0] == 250
+        assert smtp.data(message)[0] == 250
+    raw = mail.delivered(message)
+    assert [tags["d"] for tags in signatures(raw)] == ["ml.example.org"]
+    assert verified(raw)
+
+
+@pytest.mark.parametrize("field", [b"List-Unsubscribe", b"List-Unsubscribe-Post"])
+def test_one_click_field_cannot_be_taken_out_of_a_post(mail, field):
+    head = b"List-Unsubscribe: <https://ml.example.org/u>\r\nList-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n"
+    raw = mail.send(build("announce@ml.example.org", head=head))
+    assert verified(raw)
+    without = re.sub(rb"(?m)^" + field + rb": .*\r\n", b"", raw)
+    assert without != raw
+    assert not verified(without)
+
+
 @pytest.mark.parametrize("author", ["taro@example.com", "taro@cs.example.net", "taro@notexample.org"])
 def test_message_of_another_domain_gets_none(mail, author):
     assert signatures(mail.send(build(author))) == []
