@@ -1,0 +1,88 @@
+"""Which addresses an account has in Mailman's core: those it has proved, and no others.
+
+django-mailman3 (1.3.15) hands every address of an account to core at each sign-in, proved or not, with
+``absorb_existing``: core then gives the address and all its subscriptions and lists to that account's user, and since
+core knows the address as verified, the next step marks it as proved in the account as well. Whoever adds a stranger's
+address to an account and signs in again would be the stranger. It also looks a new account up in core by an address
+that nobody has proved yet, and renames the user it finds. The two handlers that do this are replaced here.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+from urllib.error import HTTPError
+
+from allauth.account.models import EmailAddress
+from allauth.account.signals import user_logged_in
+from django.contrib.auth import get_user_model
+from django.core.exceptions import ImproperlyConfigured
+from django.db.models.signals import post_save
+from django_mailman3 import signals as stock
+from django_mailman3.lib.mailman import get_mailman_user
+from django_mailman3.models import Profile
+from mailmanclient import MailmanConnectionError
+
+logger = logging.getLogger(__name__)
+
+
+def connect() -> None:
+    """Replace django-mailman3's handlers; ImproperlyConfigured when a release has none of that name any more."""
+    user_model = get_user_model()
+    if not (
+        post_save.disconnect(stock.create_profile, sender=user_model)
+        and user_logged_in.disconnect(stock.on_user_logged_in)
+    ):
+        raise ImproperlyConfigured(
+            "django-mailman3 has changed how it hands addresses to Mailman: mailman_estate_web/addresses.py must be"
+            " looked at again before this release is used"
+        )
+    post_save.connect(user_saved, sender=user_model, dispatch_uid="mailman_estate_web.user_saved")
+    user_logged_in.connect(user_signed_in, dispatch_uid="mailman_estate_web.user_signed_in")
+
+
+def user_saved(sender: Any, instance: Any, raw: bool = False, **kwargs: Any) -> None:
+    """A profile for each account; its name goes to core once its address is proved."""
+    if raw:
+        return
+    if is_proved(instance):
+        stock.create_profile(sender, instance=instance, **kwargs)
+    else:
+        Profile.objects.get_or_create(user=instance)
+
+
+def user_signed_in(sender: Any, user: Any, **kwargs: Any) -> None:
+    """Bring the account and its user in core in line."""
+    Profile.objects.get_or_create(user=user)
+    if not is_proved(user):
+        return
+    try:
+        synchronise(user)
+    except (HTTPError, MailmanConnectionError) as error:
+        # Signing in works without core; the next one does what this one could not.
+        logger.warning("the addresses of account %s are not in line with Mailman: %s", user.pk, type(error).__name__)
+
+
+def is_proved(user: Any) -> bool:
+    """Whether the address by which core knows the account is proved."""
+    return bool(user.email) and EmailAddress.objects.filter(user=user, email__iexact=user.email, verified=True).exists()
+
+
+def synchronise(user: Any) -> None:
+    """Proved addresses of the account to core, and core's verified ones of the same user to the account."""
+    mailman_user = get_mailman_user(user)
+    if mailman_user is None:
+        return
+    proved = list(EmailAddress.objects.filter(user=user, verified=True).values_list("email", flat=True))
+    for email in proved:
+        address = mailman_user.addresses.find_by_email(email)
+        if address is None:
+            address = mailman_user.add_address(email, absorb_existing=True)
+        if not address.verified:
+            address.verify()
+    for address in mailman_user.addresses:
+        if not address.verified or address.email in proved:
+            continue
+        if EmailAddress.objects.filter(email__iexact=address.email, verified=True).exists():
+            continue
+        EmailAddress.objects.update_or_create(user=user, email=address.email, defaults={"verified": True})
