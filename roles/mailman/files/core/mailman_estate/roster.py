@@ -200,11 +200,12 @@ class _Change:
         self._refused.append(row.refused(code, reason))
 
     def _lock(self) -> None:
-        """Let requests on one list wait for each other: no constraint of the database forbids double members."""
+        """Let bulk changes wait for each other, also those of different lists.
+
+        No constraint of the database forbids double members, and two lists may bring the same new addresses.
+        """
         if self._store.get_bind().dialect.name == "postgresql":
-            self._store.execute(
-                text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": f"estate:{self._mlist.list_id}"}
-            )
+            self._store.execute(text("SELECT pg_advisory_xact_lock(hashtext('mailman_estate roster'))"))
 
     def _load(self, emails: set[str]) -> None:
         """Everything the rows are about: addresses with their users, and the memberships in this list."""
