@@ -447,6 +447,7 @@ class _Checker:
         if merged.get("profile") != "transparent" or "transparent" in self.given_profiles:
             return
         promises = {
+            "posting_pipeline": ("estate-transparent-pipeline",),
             "subject_prefix": ("",),
             "filter_content": (False,),
             "convert_html_to_plaintext": (False,),

@@ -2,7 +2,7 @@
 """How long do 100 lists as data and 10,000 members by CSV take, for the first time and when nothing is to do?
 
 Measured is what an operator waits for: the whole of ``playbooks/lists.yml`` and ``playbooks/lists_members.yml`` on the
-lab's list host, with validation and connection. The lists are those of the site and 100 more, which are removed again at
+lab's list host, with validation and connection. The lists are those of the site and 100 more, which are removed at
 the end. What stands after ``--`` is given to ansible-playbook.
 
 Exit status: 0 bars met; 1 a bar missed, or a second run that changed something; 2 a run failed.

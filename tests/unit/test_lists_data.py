@@ -175,6 +175,7 @@ def test_list_that_the_gateways_would_refuse_is_told(data, model):
     [
         ("settings", {"subject_prefix": "[plain] "}),
         ("settings", {"filter_content": True}),
+        ("settings", {"posting_pipeline": "default-posting-pipeline"}),
         ("settings", {"dmarc_mitigate_action": "munge_from"}),
         ("settings", {"reply_goes_to_list": "point_to_list"}),
         ("settings", {"personalize": "full"}),

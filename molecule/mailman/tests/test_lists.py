@@ -308,6 +308,9 @@ def test_author_s_signature_survives_the_transparent_list(lists):
     content = (
         "From: Author <author@example.com>\r\n"
         f"To: {address}\r\n"
+        # Fields that Mailman's own pipeline would write anew, without these quotation marks.
+        'Cc: "Bob" <bob@example.net>, "Carol" <carol@example.net>\r\n'
+        'Reply-To: "The Author" <author@example.com>\r\n'
         "Subject: What I signed\r\n"
         f"Message-ID: <{identity}>\r\n"
         "Date: Tue, 24 Nov 2026 00:00:00 +0000\r\n"
@@ -316,7 +319,7 @@ def test_author_s_signature_survives_the_transparent_list(lists):
         "--half\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n"
         "One =E6=9C=AC line\r\n--half\r\nContent-Type: text/html; charset=utf-8\r\n\r\n<p>One line</p>\r\n--half--\r\n"
     ).encode()
-    signed = [b"from", b"to", b"subject", b"date", b"message-id", b"mime-version", b"content-type", b"reply-to"]
+    signed = [b"from", b"to", b"cc", b"subject", b"date", b"message-id", b"mime-version", b"content-type", b"reply-to"]
     options = {"canonicalize": (b"relaxed", b"relaxed"), "include_headers": signed}
     post = dkim.sign(content, b"s", b"example.com", private, **options) + content
     copy = lists.post(post, "author@example.com", address, identity)

@@ -1,0 +1,1 @@
+"""Handlers of the estate, which Mailman finds here."""

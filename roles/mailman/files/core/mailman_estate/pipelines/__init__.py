@@ -1,0 +1,1 @@
+"""Pipelines of the estate, which Mailman finds here."""
