@@ -18,7 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 STATE = Path("/var/lib/mailman3")
-RUNNERS = ("archive", "bounces", "command", "digest", "in", "lmtp", "out", "pipeline", "rest", "retry", "task", "virgin")
+RUNNERS = (
+    *("archive", "bounces", "command", "digest", "in", "lmtp"),
+    *("out", "pipeline", "rest", "retry", "task", "virgin"),
+)
 SUFFIXES = (".pck", ".bak", ".psv")
 ARCHIVE_SECONDS = 600
 WAITING_SECONDS = 3600
@@ -72,7 +75,10 @@ def metrics(queues: list[Queue], spool: Queue, runners: set[str]) -> str:
     lines += [f'mailman_queue_files{{queue="{queue.name}"}} {queue.files}' for queue in queues]
     lines += ["# HELP mailman_queue_oldest_seconds Age of the oldest.", "# TYPE mailman_queue_oldest_seconds gauge"]
     lines += [f'mailman_queue_oldest_seconds{{queue="{queue.name}"}} {queue.oldest:.0f}' for queue in queues]
-    lines += ["# HELP mailman_archive_spool_files Posts the archive did not take.", "# TYPE mailman_archive_spool_files gauge"]
+    lines += [
+        "# HELP mailman_archive_spool_files Posts the archive did not take.",
+        "# TYPE mailman_archive_spool_files gauge",
+    ]
     lines += [f"mailman_archive_spool_files {spool.files}"]
     lines += ["# HELP mailman_runner_up Whether a runner runs.", "# TYPE mailman_runner_up gauge"]
     lines += [f'mailman_runner_up{{runner="{name}"}} {int(name in runners)}' for name in RUNNERS]
@@ -91,7 +97,8 @@ def alerts(queues: list[Queue], spool: Queue, runners: set[str]) -> dict[str, st
         )
     if bad and bad.files:
         found["bad"] = (
-            f"{bad.files} files in {STATE}/queue/bad cannot be processed. `mailman qfile FILE` shows one; delete or mend it."
+            f"{bad.files} files in {STATE}/queue/bad cannot be processed. `mailman qfile FILE` shows one; "
+            "mend or delete it."
         )
     if runners and (missing := [name for name in RUNNERS if name not in runners]):
         found["runner"] = f"These runners do not run: {', '.join(missing)}. Restart mailman3.service; see mailman.log."

@@ -1,8 +1,9 @@
 """Search in the archive for every language: a Haystack backend on Whoosh, and the index brought up to date at once.
 
 Whoosh splits text at blanks, and Japanese or Chinese has none: a whole sentence would be one word that nobody finds.
-Here runs of such characters become overlapping pairs (日本語 → 日本, 本語) that are searched as a phrase, everything else
-words by their stem. Text is compared in Unicode's compatibility form (NFKC), so that ｶﾀｶﾅ finds カタカナ.
+Here runs of such characters become overlapping pairs (日本語 → 日本, 本語) that are searched as a phrase,
+everything else words by their stem. Text is compared in Unicode's compatibility form (NFKC), so that ｶﾀｶﾅ finds
+カタカナ.
 
 HyperKitty itself updates the index every hour. ``IndexLater`` notes that the archive has changed (``index.due``), upon
 which systemd runs ``python -m mailman_estate_web.search``: it adds the posts since the last one that is in the index
@@ -121,7 +122,7 @@ class EstateQuery(WhooshSearchQuery):
         words = []
         for word in query_fragment.split():
             if any(sign in word for sign in self.backend.RESERVED_CHARACTERS):
-                parts = "".join(" " if sign in "\\+-&|!(){}[]^\"~*?:./" else sign for sign in word).split()
+                parts = "".join(" " if sign in '\\+-&|!(){}[]^"~*?:./' else sign for sign in word).split()
                 words.append('"' + " ".join(parts) + '"' if parts else "")
             elif word in self.backend.RESERVED_WORDS:
                 words.append(word.lower())
