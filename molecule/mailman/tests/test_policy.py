@@ -528,6 +528,7 @@ def test_rule_that_cannot_be_read_lets_nobody_in(mailman, closed):
     status, body = mailman.rest("POST", "members", {"list_id": closed, "subscriber": "taro@example.org"})
     assert status == 400
     assert "cannot be read" in body["description"]
+    assert "error" in mailman.rest("GET", "plugins/estate/member-domains")[1]["rules"][closed]
     status, body = mailman.rest("POST", f"plugins/estate/lists/{closed}/roster", {"add": [{"email": "b@example.org"}]})
     assert [row["code"] for row in body["refused"]] == ["organisation_rule"]
     mailman.rest("PUT", f"plugins/estate/lists/{closed}/member-domains", {"domains": ["example.org"]})

@@ -142,16 +142,22 @@ class RuleStore:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RuleFileError(f"{path}: {error}") from error
 
-    def all(self) -> dict[str, Rule]:
-        """Every rule by list-id. Raises RuleFileError."""
+    def all(self) -> dict[str, Rule | RuleFileError]:
+        """Every rule by list-id; the error in the place of one that cannot be read. Raises RuleFileError."""
         try:
             names = sorted(entry.name for entry in os.scandir(self._directory) if entry.name.endswith(".json"))
         except FileNotFoundError:
             return {}
         except OSError as error:
             raise RuleFileError(f"{self._directory}: {error}") from error
-        rules = ((name.removesuffix(".json"), self.get(name.removesuffix(".json"))) for name in names)
-        return {list_id: rule for list_id, rule in rules if rule is not None}
+        found: dict[str, Rule | RuleFileError] = {}
+        for list_id in (name.removesuffix(".json") for name in names):
+            try:
+                if (rule := self.get(list_id)) is not None:
+                    found[list_id] = rule
+            except RuleFileError as error:
+                found[list_id] = error
+        return found
 
     def set(self, list_id: str, rule: Rule) -> None:
         """Keep a rule: written beside the old file and put in its place. Raises OSError."""

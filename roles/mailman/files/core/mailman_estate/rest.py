@@ -140,9 +140,14 @@ class Rules:
         try:
             rules = organisation.store().all()
         except RuleFileError as error:
-            _failed(response, f"A rule cannot be read: {error}. PUT it again.")
+            _failed(response, f"The rules cannot be read: {error}.")
             return
-        found = {list_id: {"domains": rule.domains, "sentence": rule.sentence} for list_id, rule in rules.items()}
+        found = {
+            list_id: {"domains": [], "sentence": None, "error": str(rule)}
+            if isinstance(rule, RuleFileError)
+            else {"domains": rule.domains, "sentence": rule.sentence}
+            for list_id, rule in rules.items()
+        }
         _answer(response, {"rules": found})
 
 
