@@ -16,6 +16,22 @@ from .places import STATE
 REST = "http://127.0.0.1:8001/3.1"
 HOST = Host("ml")
 
+# Runs on the list host; the credential comes by stdin.
+_CALL = """
+import base64, json, sys, urllib.error, urllib.request
+asked = json.load(sys.stdin)
+body = asked["body"].encode() if asked["body"] is not None else None
+request = urllib.request.Request(asked["url"], body, method=asked["method"])
+request.add_header("Content-Type", asked["type"])
+login = base64.b64encode(("restadmin:" + asked["password"]).encode()).decode()
+request.add_header("Authorization", "Basic " + login)
+try:
+    answer = urllib.request.urlopen(request, timeout=110)
+except urllib.error.HTTPError as error:
+    answer = error
+print(json.dumps({"status": answer.status, "body": answer.read().decode()}))
+"""
+
 
 class RestError(AssertionError):
     """Mailman refused; ``status`` is the HTTP status and the text its reason."""
@@ -32,17 +48,17 @@ def rest(method: str, path: str, fields: dict[str, Any] | None = None, data: Any
     :param data: sent as JSON instead.
     :raises RestError: when the status is not 2xx.
     """
-    password = (STATE / "secrets/list-rest").read_text().strip()
-    lines = [f'user = "restadmin:{password}"', f'url = "{REST}/{path.lstrip("/")}"', f'request = "{method}"']
-    if fields is not None:
-        lines.append(f"data = {json.dumps(urlencode(fields, doseq=True))}")
-    if data is not None:
-        lines += ['header = "Content-Type: application/json"', f"data = {json.dumps(json.dumps(data))}"]
-    lines += ["silent", r'write-out = "\n%{http_code}"']
-    body, _, status = HOST.run("curl", "--config", "-", stdin="\n".join(lines), timeout=120).rpartition("\n")
-    if not status.startswith("2"):
-        raise RestError(int(status), body)
-    return json.loads(body) if body else None
+    request = {
+        "url": f"{REST}/{path.lstrip('/')}",
+        "method": method,
+        "password": (STATE / "secrets/list-rest").read_text().strip(),
+        "type": "application/json" if data is not None else "application/x-www-form-urlencoded",
+        "body": json.dumps(data) if data is not None else urlencode(fields, doseq=True) if fields is not None else None,
+    }
+    answer = json.loads(HOST.run("python3", "-c", _CALL, stdin=json.dumps(request), timeout=120))
+    if answer["status"] // 100 != 2:
+        raise RestError(answer["status"], answer["body"])
+    return json.loads(answer["body"]) if answer["body"] else None
 
 
 @dataclass(frozen=True)

@@ -88,10 +88,10 @@ def arc_verify(delivery: Delivery, engine: str = "dkimpy") -> ArcResult:
     return ArcResult(answer["result"], instances, answer["detail"])
 
 
-def dkim_verify(delivery: Delivery, engine: str = "dkimpy") -> bool:
-    """Tell whether the topmost DKIM signature is still valid."""
+def dkim_verify(delivery: Delivery, engine: str = "dkimpy", signature: int = 0) -> bool:
+    """Tell whether a DKIM signature is still valid: the topmost one, or for dkimpy the one counted from there."""
     if engine == "dkimpy":
-        return dkim.verify(delivery.raw, dnsfunc=_txt)
+        return dkim.DKIM(delivery.raw).verify(idx=signature, dnsfunc=_txt)
     return _mail_dkim(delivery, "dkim")["result"] == "pass"
 
 

@@ -159,11 +159,11 @@ def messages(run: str) -> tuple[list[str], list[str]]:
 
 
 class Agent:
-    """``load_agent.py`` running in lab-world, spoken to by lines of JSON; it ends when its stdin is closed."""
+    """An agent running in lab-world, spoken to by lines of JSON; it ends when its stdin is closed."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, program: str = "load_agent") -> None:
         self.process = subprocess.Popen(
-            ["podman", "exec", "-i", WORLD, "python3", "-u", "-c", agent("load_agent"), *arguments],
+            ["podman", "exec", "-i", WORLD, "python3", "-u", "-c", agent(program), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -18,7 +18,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-
 #: What builds the few packages that come as source: locked, too, and installed before them.
 BUILDERS = ("packaging==", "setuptools", "typing-extensions==", "vcs-versioning==", "wheel==")
 

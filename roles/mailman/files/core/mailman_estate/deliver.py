@@ -45,10 +45,9 @@ from mailman.mta.deliver import Deliver
 from sqlalchemy.exc import SQLAlchemyError
 from zope.component import getUtility
 
-from mailman_estate import one_click, wire
+from mailman_estate import one_click, runners, wire
 from mailman_estate.progress import Progress, record_of, sweep
 from mailman_estate.recipients import memberships
-from mailman_estate.runners import ORIGIN
 from mailman_estate.settings import number
 from mailman_estate.submission import ConnectionLost, Refused, submit
 
@@ -103,7 +102,7 @@ def deliver(mlist: Any, msg: Message, msgdata: dict[str, Any]) -> None:
     """See ``mailman.interfaces.mta``; raises SomeRecipientsFailed as ``mailman.mta.deliver.deliver`` does."""
     if not msgdata.get("recipients"):
         return
-    origin = msgdata.get(ORIGIN)
+    origin = runners.origin()
     progress = _progress(origin)
     wanted = set(msgdata["recipients"])
     rest = sorted(wanted - progress.accepted)

@@ -31,8 +31,9 @@ from mailman_estate import progress
 
 log = logging.getLogger("mailman.error")
 
-#: Where a queue file's switchboard and name are noted in the metadata; names with an underscore are never stored.
-ORIGIN = "_estate_origin"
+#: Switchboard and name of the queue file that this process works on. Not in the message's metadata: what is held for a
+#: moderator is stored with all of that.
+_origin: tuple[Switchboard, str] | None = None
 _PAUSE = 3.0
 #: Causes that pass by themselves. InvalidRequestError: a session that must be rolled back after one of the others.
 _PASSING = (OperationalError, InvalidRequestError, DNSException, RequestException, ConnectionError, socket.gaierror)
@@ -45,6 +46,11 @@ def is_passing(error: BaseException) -> bool:
     return isinstance(error, (*_PASSING, RunnerInterrupt))
 
 
+def origin() -> tuple[Switchboard, str] | None:
+    """The queue file that this process works on, None outside a runner."""
+    return _origin
+
+
 def install(settings: Mapping[str, str]) -> None:
     """Put this in the place of the runners' own way. Once per process; a further call does no harm."""
     if hasattr(Runner._process_one_file, "stock"):
@@ -54,9 +60,9 @@ def install(settings: Mapping[str, str]) -> None:
 
     def dequeue(self: Switchboard, filebase: str) -> tuple[Any, dict[str, Any]]:
         """See ``mailman.interfaces.switchboard.ISwitchboard``."""
-        msg, msgdata = stock_dequeue(self, filebase)
-        msgdata[ORIGIN] = (self, filebase)
-        return msg, msgdata
+        global _origin
+        _origin = (self, filebase)
+        return stock_dequeue(self, filebase)
 
     def finish(self: Switchboard, filebase: str, preserve: bool = False) -> None:
         """See ``mailman.interfaces.switchboard.ISwitchboard``."""
@@ -75,15 +81,14 @@ def install(settings: Mapping[str, str]) -> None:
             stock_process(self, msg, msgdata)
             config.db.commit()
         except Exception as error:
-            origin = msgdata.get(ORIGIN)
-            if origin is None or not is_passing(error) or _is_old(origin[1]):
+            if _origin is None or not is_passing(error) or _is_old(_origin[1]):
                 raise
             if not isinstance(error, RunnerInterrupt):
                 log.error(
                     "%s: %s waits in its queue: %s", self.name, msg.get("message-id", "a message"), _briefly(error)
                 )
             _roll_back()
-            origin[0]._estate_keep = origin[1]
+            _origin[0]._estate_keep = _origin[1]
             if not isinstance(error, RunnerInterrupt):
                 _pause(self)
 

@@ -75,7 +75,7 @@ def handler429(request: HttpRequest) -> HttpResponse:
 
 def provider_unavailable(request: HttpRequest, error: Exception) -> HttpResponse:
     """503 while the single sign-on cannot be asked; the log says what kind of error it was, not for whom."""
-    logger.error("the OpenID Connect provider cannot be used: %s", type(error).__name__)
+    logger.warning("the OpenID Connect provider cannot be used: %s", type(error).__name__)
     return page(
         request,
         {"en": "Sign-in is not available", "ja": "サインインできません"},

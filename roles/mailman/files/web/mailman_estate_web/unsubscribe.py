@@ -21,6 +21,7 @@ from django.http import HttpRequest, HttpResponse
 from django.utils.translation import get_language
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_http_methods
+
 from mailman_estate import one_click
 
 from . import pages
@@ -56,7 +57,7 @@ def unsubscribe(request: HttpRequest, token: str) -> HttpResponse:
     except (CoreError, requests.RequestException) as error:
         # An exception of requests may quote the URL, and with it the member.
         reason = str(error) if isinstance(error, CoreError) else type(error).__name__
-        logger.error("one-click unsubscription from %s: Mailman's core: %s", list_id, reason)
+        logger.warning("one-click unsubscription from %s: Mailman's core: %s", list_id, reason)
         return _later(request)
 
 

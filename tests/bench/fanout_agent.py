@@ -1,0 +1,143 @@
+"""Run inside a container for ``list_fanout.py``: ``sink`` in lab-world, everything else on the list host.
+
+``sink ADDRESS PORT``  a receiver that counts who got what. Commands on stdin, one a line: ``start`` forgets what was
+                       before, ``count`` answers ``{"recipients": n, "messages": n, "last": time}``, ``doubled`` the
+                       addresses that got more than one. It ends when stdin ends.
+``rest``               one REST call ``[method, path, body]`` on stdin, with the credential of mailman.cfg.
+``post``               hand a message to Mailman by LMTP; ``[list address, size]`` on stdin.
+``alone``              hand one message to Postfix; ``[sender, recipients, size]`` on stdin.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import re
+import smtplib
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections import Counter
+from typing import Any
+
+LINE = "Thank you for the report, it was read with care by everybody.\r\n"
+
+
+def say(answer: Any) -> None:
+    """Print one line of JSON."""
+    print(json.dumps(answer), flush=True)
+
+
+# --- the sink ---------------------------------------------------------------------------------------------------------
+
+got: Counter[str] = Counter()
+totals: dict[str, float] = {"messages": 0, "last": 0}
+
+
+async def session(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """One SMTP session, as little of it as Postfix needs."""
+    recipients: list[str] = []
+    writer.write(b"220 sink.example.net ESMTP\r\n")
+    while line := await reader.readline():
+        verb, answer = line[:4].upper(), b"250 2.0.0 ok\r\n"
+        if verb == b"EHLO":
+            answer = b"250-sink.example.net\r\n250-PIPELINING\r\n250 8BITMIME\r\n"
+        elif verb == b"MAIL":
+            recipients = []
+        elif verb == b"RCPT":
+            recipients.append(line.split(b"<", 1)[1].split(b">", 1)[0].decode())
+        elif verb == b"DATA":
+            writer.write(b"354 go on\r\n")
+            while (await reader.readline()) not in (b".\r\n", b""):
+                pass
+            got.update(recipients)
+            totals["messages"] += 1
+            totals["last"] = time.time()
+        writer.write(answer)
+        if verb == b"QUIT":
+            break
+    writer.close()
+
+
+async def sink(address: str, port: int) -> None:
+    """Listen until stdin ends."""
+    loop, end = asyncio.get_running_loop(), asyncio.Event()
+
+    def obey() -> None:
+        for line in sys.stdin:
+            command = line.strip()
+            if command == "start":
+                got.clear()
+                totals.update(messages=0, last=0)
+            if command == "doubled":
+                say([recipient for recipient, times in got.items() if times > 1])
+            else:
+                say({"recipients": len(got), **totals})
+        loop.call_soon_threadsafe(end.set)
+
+    server = await asyncio.start_server(session, address, port, limit=1 << 20)
+    threading.Thread(target=obey, daemon=True).start()
+    say({"listening": True})
+    async with server:
+        await end.wait()
+
+
+# --- the list host ----------------------------------------------------------------------------------------------------
+
+
+def rest(method: str, path: str, body: Any) -> Any:
+    """Status and answer of one call."""
+    with open("/etc/mailman3/mailman.cfg", encoding="utf-8") as file:
+        config = file.read()
+    user, password = (re.findall(rf"^admin_{name}\s*[:=]\s*(\S+)", config, re.M)[0] for name in ("user", "pass"))
+    request = urllib.request.Request(f"http://127.0.0.1:8001/3.1/{path}", method=method)
+    token = base64.b64encode(f"{user}:{password}".encode()).decode()
+    request.add_header("Authorization", f"Basic {token}")
+    if body is not None:
+        request.data = json.dumps(body).encode()
+        request.add_header("Content-Type", "application/json")
+    try:
+        with urllib.request.urlopen(request, timeout=300) as answer:
+            return [answer.status, answer.read().decode()]
+    except urllib.error.HTTPError as error:
+        return [error.code, error.read().decode()]
+
+
+def message(to: str, size: int) -> bytes:
+    """A post of about this size in bytes, by somebody of a domain of this lab."""
+    head = (
+        f"From: Taro <taro@example.jp>\r\nTo: {to}\r\nSubject: Fan-out\r\nMessage-ID: <{uuid.uuid4()}@example.jp>\r\n"
+        "Authentication-Results: mx.example.org; dkim=none\r\nMIME-Version: 1.0\r\n"
+        "Content-Type: text/plain; charset=us-ascii\r\n\r\n"
+    )
+    return (head + LINE * (size // len(LINE))).encode()
+
+
+def main() -> None:
+    """Do what the first argument says."""
+    command = sys.argv[1]
+    if command == "sink":
+        asyncio.run(sink(sys.argv[2], int(sys.argv[3])))
+        return
+    given = json.load(sys.stdin)
+    begun = time.time()
+    if command == "rest":
+        say(rest(*given))
+    elif command == "post":
+        with smtplib.LMTP("127.0.0.1", 8024, timeout=60) as server:
+            server.sendmail("taro@example.jp", [given[0]], message(*given))
+        say(begun)
+    elif command == "alone":
+        sender, recipients, size = given
+        with smtplib.SMTP("127.0.0.1", 10025, timeout=60) as server:
+            # Postfix takes a thousand recipients in a transaction (smtpd_recipient_limit).
+            for start in range(0, len(recipients), 1000):
+                server.sendmail(sender, recipients[start : start + 1000], message("everybody@example.jp", size))
+        say(begun)
+
+
+main()
