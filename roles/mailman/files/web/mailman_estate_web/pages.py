@@ -42,7 +42,11 @@ def page(
 
 
 def protect(response: HttpResponse, retry_after: int = 0) -> HttpResponse:
-    """Headers that keep a page out of caches, search engines, frames and Referer fields."""
+    """Headers that keep a page out of caches, search engines, frames and Referer fields.
+
+    Nor does Django log the refusal: it would name the whole path, and with it the token.
+    """
+    response._has_been_logged = True
     response["Cache-Control"] = "no-store"
     response["Content-Security-Policy"] = POLICY
     response["Referrer-Policy"] = "no-referrer"

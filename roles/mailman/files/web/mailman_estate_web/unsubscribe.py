@@ -17,10 +17,9 @@ from urllib.parse import quote
 
 import requests
 from django.conf import settings
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed
 from django.utils.translation import get_language
 from django.views.decorators.csrf import csrf_exempt
-from django.views.decorators.http import require_http_methods
 
 from mailman_estate import one_click
 
@@ -31,6 +30,7 @@ logger = logging.getLogger(__name__)
 #: Seconds to connect to Mailman's core, and to wait for its answer: it may be writing a notice to the list's owners.
 TIMEOUT = (3, 20)
 RETRY_AFTER = 300
+METHODS = ("GET", "HEAD", "POST")
 
 _keys: tuple[tuple[int, int], tuple[bytes, ...]] | None = None
 
@@ -40,9 +40,10 @@ class CoreError(Exception):
 
 
 @csrf_exempt
-@require_http_methods(["GET", "HEAD", "POST"])
 def unsubscribe(request: HttpRequest, token: str) -> HttpResponse:
     """See the module."""
+    if request.method not in METHODS:
+        return pages.protect(HttpResponseNotAllowed(METHODS))
     try:
         list_id, member_id = one_click.read_token(_read_keys(), token)
     except OSError as error:
