@@ -7,7 +7,8 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
 INVENTORY ?= inventory/lab
 LIMIT     ?= all
-# Nothing of what the machine already has is replaced; what is missing is installed.
+# Nothing of what the machine already has is replaced; what is missing is installed. The lab's single sign-on comes by
+# npm, from wherever the machine has it.
 PACKAGES  := python3-venv podman runc netavark iptables mmdebstrap openssh-client
 
 help:  ## this list
@@ -56,10 +57,11 @@ setup: .venv/.complete
 
 # The virtual environment follows requirements.txt; system packages are asked for once for each version of this file.
 .venv/.complete: requirements.txt Makefile
-	@missing=$$(dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $(PACKAGES) 2>&1 | grep -v '^installed ' || true); \
+	@npm=$$(command -v npm > /dev/null || echo npm); \
+	missing=$$(dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $(PACKAGES) $$npm 2>&1 | grep -v '^installed ' || true); \
 	if [ -n "$$missing" ]; then \
 	    sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
-	    $$sudo apt-get update -q && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(PACKAGES); \
+	    $$sudo apt-get update -q && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(PACKAGES) $$npm; \
 	fi
 	/usr/bin/python3 -m venv .venv
 	.venv/bin/pip install --quiet --require-hashes -r requirements.txt
