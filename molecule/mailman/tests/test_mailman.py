@@ -44,14 +44,14 @@ import dkim, sys
 result = dkim.ARC(sys.stdin.buffer.read()).verify()
 print(result[0].decode(), max(entry["instance"] for entry in result[1]))
 """
-WRONG_PIPELINE = """
+WITHOUT_VOLUME = """
 import pickle, sys, time
 from email import message_from_string
 from mailman.email.message import Message
 message = message_from_string("From: alice@example.com\\nMessage-ID: <wrong@example.com>\\n\\nx\\n", Message)
-with open(f"/var/lib/mailman3/queue/pipeline/{time.time()!r}+{'a' * 40}.pck", "wb") as file:
+with open(f"/var/lib/mailman3/queue/digest/{time.time()!r}+{'a' * 40}.pck", "wb") as file:
     pickle.dump(message, file)
-    pickle.dump({"listid": "talk.ml.example.org", "version": 3, "pipeline": "no-such", "_parsemsg": False}, file)
+    pickle.dump({"listid": "talk.ml.example.org", "version": 3, "_parsemsg": False}, file)
 """
 
 
@@ -251,6 +251,8 @@ def test_interface_speaks_the_readers_language(host):
     assert "メーリングリスト" in web(host, "/mailman3/lists/", **{"Accept-Language": "ja"})[1]
     english = web(host, "/mailman3/lists/", **{"Accept-Language": "en"})[1]
     assert "Mailing Lists" in english
+    assert "ml.example.org" in english
+    assert "example.com" not in english
     # No picture of anybody is fetched from elsewhere.
     assert "gravatar.com" not in web(host, f"/archives/list/{LIST}/latest")[1]
 
@@ -304,7 +306,7 @@ def test_shunted_post_raises_an_alert_until_it_is_gone(host):
     metrics = host.file("/var/lib/mailman3/metrics/mailman.prom")
     assert not alert.exists
     python = "/opt/mailman/core/bin/python" if host.file("/opt/mailman/core").exists else "/usr/bin/python3"
-    run(host, WRONG_PIPELINE, user="list", python=python)
+    run(host, WITHOUT_VOLUME, user="list", python=python)
     try:
         until(lambda: alert.exists, 60, "nothing tells of the shunted post")
         assert "1 posts ended in an exception" in alert.content_string
@@ -318,7 +320,7 @@ def test_metrics_say_that_every_runner_runs(host):
     lines = host.file("/var/lib/mailman3/metrics/mailman.prom").content_string
     runners = dict(re.findall(r'mailman_runner_up\{runner="(\w+)"\} (\d)', lines))
     assert len(runners) == 12
-    assert set(runners.values()) == {"1"}
+    assert [name for name, up in runners.items() if up != "1"] == []
 
 
 def test_held_post_survives_a_restart(host):

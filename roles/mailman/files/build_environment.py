@@ -18,6 +18,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+#: Another number has every environment built anew.
+LAYOUT = 1
 #: What builds the few packages that come as source: locked, too, and installed before them.
 BUILDERS = ("packaging==", "setuptools", "typing-extensions==", "vcs-versioning==", "wheel==")
 
@@ -43,12 +45,17 @@ def build(place: Path, lock: str) -> None:
             first.flush()
             run(*pip, "--quiet", "--require-hashes", "--no-deps", "-r", first.name)
         run(*pip, "--quiet", "--require-hashes", "--no-deps", "--no-build-isolation", "-r", requirements.name)
+    # The wheels bring translations as text only.
+    for text in place.glob("lib/*/site-packages/**/LC_MESSAGES/*.po"):
+        compiled = text.with_suffix(".mo")
+        if not compiled.exists():
+            run("msgfmt", "--output-file", str(compiled), str(text))
     (place / "complete").touch()
 
 
 def main(target: Path) -> None:
     lock = target.with_name(f"{target.name}.lock").read_text()
-    digest = hashlib.sha256(f"{sys.version_info[:2]}\n{lock}".encode()).hexdigest()[:12]
+    digest = hashlib.sha256(f"{LAYOUT} {sys.version_info[:2]}\n{lock}".encode()).hexdigest()[:12]
     place = target.with_name(f"{target.name}-{digest}")
     before = target.resolve() if target.is_symlink() else None
     if before == place and (place / "complete").exists():

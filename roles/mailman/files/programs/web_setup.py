@@ -44,7 +44,7 @@ def version(package: str) -> str:
 
 def digest() -> str:
     """What the database, the static files and the administrators depend on, as one digest."""
-    found = hashlib.sha256(SETTINGS.read_bytes())
+    found = hashlib.sha256(SETTINGS.read_bytes() + Path(__file__).read_bytes())
     for package in PACKAGES:
         found.update(f"{package} {version(package)}\n".encode())
     for directory in filter(None, os.environ.get("PYTHONPATH", "").split(":")):
@@ -52,6 +52,19 @@ def digest() -> str:
             if path.is_file() and path.suffix != ".pyc":
                 found.update(f"{path}\n".encode() + path.read_bytes())
     return found.hexdigest()
+
+
+def set_name() -> list[str]:
+    """Give the site the name that pages and confirmation mails show; Django's own is example.com."""
+    import django
+
+    django.setup()
+    from django.conf import settings
+    from django.contrib.sites.models import Site
+
+    host = settings.ALLOWED_HOSTS[0]
+    changed = Site.objects.filter(id=settings.SITE_ID).exclude(domain=host, name=host).update(domain=host, name=host)
+    return [f"the site is {host}"] if changed else []
 
 
 def set_administrators() -> list[str]:
@@ -113,7 +126,7 @@ def main(arguments: list[str]) -> int:
                 print(f"{step[0]} failed:\n{done.stdout}", file=sys.stderr)
                 return 1
             print(f"{step[0]} done")
-        for line in set_administrators():
+        for line in set_name() + set_administrators():
             print(line)
         new = DONE.with_suffix(".new")
         new.write_text(wanted + "\n")
