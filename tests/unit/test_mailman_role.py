@@ -73,6 +73,12 @@ def test_runner_is_known_by_either_of_its_names(tmp_path, words):
     assert watch.running(tmp_path) == {"out"}
 
 
+def test_runner_of_rest_is_known_by_the_name_that_gunicorn_gives_it(tmp_path):
+    (tmp_path / "13").mkdir()
+    (tmp_path / "13/cmdline").write_bytes(b"gunicorn: master [gunicorn]\0")
+    assert watch.running(tmp_path) == {"rest"}
+
+
 def test_metrics_are_prometheus_text(tmp_path):
     text = watch.metrics([queue(tmp_path, "in", 7)], watch.Queue("spool", 2, 3), {"out"})
     assert 'mailman_queue_files{queue="in"} 1\n' in text

@@ -55,13 +55,18 @@ class Queue:
 
 
 def running(proc: Path = Path("/proc")) -> set[str]:
-    """Names of the runners that run, whether they call themselves "mailman: runner [out:0:4]" or "--runner=out:0:4"."""
+    """Names of the runners that run, whether they call themselves "mailman: runner [out:0:4]" or "--runner=out:0:4".
+
+    That of REST calls itself "gunicorn: master" where setproctitle is installed.
+    """
     found = set()
     for path in proc.glob("[0-9]*/cmdline"):
         try:
             words = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
+        if words.startswith("gunicorn: master") and path.stat().st_uid == os.getuid():
+            found.add("rest")
         for mark in ("runner [", "--runner="):
             _, hit, rest = words.partition(mark)
             if hit:
