@@ -91,7 +91,10 @@ def arc_verify(delivery: Delivery, engine: str = "dkimpy") -> ArcResult:
 def dkim_verify(delivery: Delivery, engine: str = "dkimpy", signature: int = 0) -> bool:
     """Tell whether a DKIM signature is still valid: the topmost one, or for dkimpy the one counted from there."""
     if engine == "dkimpy":
-        return dkim.DKIM(delivery.raw).verify(idx=signature, dnsfunc=_txt)
+        try:
+            return dkim.DKIM(delivery.raw).verify(idx=signature, dnsfunc=_txt)
+        except dkim.DKIMException:
+            return False
     return _mail_dkim(delivery, "dkim")["result"] == "pass"
 
 
