@@ -213,24 +213,32 @@ def certificate(
     return builder.sign(signer, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
+def ensure_authority(folder: Path, name: str, issuer: str, issued: str) -> ec.EllipticCurvePrivateKey:
+    """The key of a certification authority; a new one takes away what the old one ``issued`` (a pattern of files)."""
+    if not (folder / f"{name}.pem").exists() or not (folder / f"{name}.key").exists():
+        key = ec.generate_private_key(ec.SECP256R1())
+        write(folder / f"{name}.key", pem(key))
+        write(folder / f"{name}.pem", certificate(issuer, issuer, key.public_key(), key, ca=True), 0o644)
+        for old in folder.glob(issued):
+            old.unlink()
+    authority = serialization.load_pem_private_key((folder / f"{name}.key").read_bytes(), None)
+    assert isinstance(authority, ec.EllipticCurvePrivateKey)
+    return authority
+
+
+def ensure_certificate(path: Path, name: str, issuer: str, authority: ec.EllipticCurvePrivateKey) -> None:
+    """A key and its certificate in one file."""
+    if not path.exists():
+        key = ec.generate_private_key(ec.SECP256R1())
+        write(path, pem(key) + certificate(name, issuer, key.public_key(), authority, ca=False))
+
+
 def ensure_pki(hosts: list[Host]) -> None:
     """The lab's certification authority, and for each host its key and certificate in one file."""
     pki, issuer = STATE / "pki", "Lab CA"
-    if not (pki / "ca.pem").exists() or not (pki / "ca.key").exists():
-        key = ec.generate_private_key(ec.SECP256R1())
-        write(pki / "ca.key", pem(key))
-        write(pki / "ca.pem", certificate(issuer, issuer, key.public_key(), key, ca=True), 0o644)
-        for old in pki.glob("*.example.*.pem"):
-            old.unlink()
-    authority = serialization.load_pem_private_key((pki / "ca.key").read_bytes(), None)
-    assert isinstance(authority, ec.EllipticCurvePrivateKey)
+    authority = ensure_authority(pki, "ca", issuer, "*.example.*.pem")
     for host in hosts:
-        if not (pki / f"{host.fqdn}.pem").exists():
-            key = ec.generate_private_key(ec.SECP256R1())
-            write(
-                pki / f"{host.fqdn}.pem",
-                pem(key) + certificate(host.fqdn, issuer, key.public_key(), authority, ca=False),
-            )
+        ensure_certificate(pki / f"{host.fqdn}.pem", host.fqdn, issuer, authority)
 
 
 def ensure_members() -> None:
@@ -240,19 +248,9 @@ def ensure_members() -> None:
     """
     issuer = "Lab Members CA"
     for folder, names in ((STATE / "pki", MEMBERS), (STATE / "pki/strangers", ("mallory",))):
-        if not (folder / "members-ca.key").exists():
-            key = ec.generate_private_key(ec.SECP256R1())
-            write(folder / "members-ca.key", pem(key))
-            write(folder / "members-ca.pem", certificate(issuer, issuer, key.public_key(), key, ca=True), 0o644)
-            for old in (folder / "members").glob("*.pem"):
-                old.unlink()
-        authority = serialization.load_pem_private_key((folder / "members-ca.key").read_bytes(), None)
-        assert isinstance(authority, ec.EllipticCurvePrivateKey)
+        authority = ensure_authority(folder, "members-ca", issuer, "members/*.pem")
         for name in names:
-            if not (folder / f"members/{name}.pem").exists():
-                key = ec.generate_private_key(ec.SECP256R1())
-                signed = certificate(name, issuer, key.public_key(), authority, ca=False)
-                write(folder / f"members/{name}.pem", pem(key) + signed)
+            ensure_certificate(folder / f"members/{name}.pem", name, issuer, authority)
 
 
 def ensure_state(hosts: list[Host]) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from urllib.parse import quote, urlencode
 
 from .hosts import Host
 from .places import STATE
+from .waiting import wait
 
 REST = "http://127.0.0.1:8001/3.1"
 HOST = Host("ml")
@@ -157,15 +157,3 @@ class MailingList:
 def queues() -> dict[str, int]:
     """How many messages each of Mailman's queues holds."""
     return {entry["name"]: entry["count"] for entry in rest("GET", "queues")["entries"]}
-
-
-def wait(look: Callable[[], Any], timeout: float, what: str) -> Any:
-    """The first true answer of ``look``, asked twice a second."""
-    deadline = time.monotonic() + timeout
-    while True:
-        found = look()
-        if found:
-            return found
-        if time.monotonic() > deadline:
-            raise AssertionError(f"no {what} after {timeout:.0f} s")
-        time.sleep(0.5)

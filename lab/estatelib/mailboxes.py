@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.message import Message
 from email.parser import BytesHeaderParser
@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from .places import ESTATE_MAIL_DOMAINS, MAILBOXES
+from .waiting import wait
 
 
 @cache
@@ -82,15 +83,8 @@ class Mailbox:
         """Return the first message that contains ``text`` as soon as it is there."""
         return self._wait(lambda: self.search(text, since), timeout, f"message containing {text!r}")[0]
 
-    def _wait(self, look, timeout: float, what: str) -> list[Delivery]:
-        deadline = time.monotonic() + timeout
-        while True:
-            found = look()
-            if found:
-                return found
-            if time.monotonic() > deadline:
-                raise AssertionError(f"no {what} in {self.address} after {timeout:.0f} s")
-            time.sleep(0.1)
+    def _wait(self, look: Callable[[], list[Delivery]], timeout: float, what: str) -> list[Delivery]:
+        return wait(look, timeout, f"{what} in {self.address}", pause=0.1)
 
 
 def _delivery(folder: str, file: Path) -> Delivery:

@@ -18,6 +18,12 @@ from urllib.parse import quote, urlencode, urlsplit
 TIMEOUT = 60
 #: Mailman answers with two processes, so more than a few questions at a time only wait.
 THREADS = 3
+#: The arguments by which every module of ours finds Mailman.
+REST_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "url": {"type": "str", "default": "http://127.0.0.1:8001"},
+    "user": {"type": "str", "default": "restadmin"},
+    "password": {"type": "str", "required": True, "no_log": True},
+}
 In = TypeVar("In")
 Out = TypeVar("Out")
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.mailman_rest import Client, RestError
+from ansible.module_utils.mailman_rest import REST_ARGUMENTS, Client, RestError
 
 DOCUMENTATION = r"""
 module: mailman_domains
@@ -61,9 +61,7 @@ def main() -> None:
         argument_spec={
             "domains": {"type": "list", "elements": "str", "required": True},
             "wait": {"type": "int", "default": 60},
-            "url": {"type": "str", "default": "http://127.0.0.1:8001"},
-            "user": {"type": "str", "default": "restadmin"},
-            "password": {"type": "str", "required": True, "no_log": True},
+            **REST_ARGUMENTS,
         },
         supports_check_mode=True,
     )

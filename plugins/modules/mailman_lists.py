@@ -25,7 +25,7 @@ from ansible.module_utils.mailman_attributes import (
     setting_fault,
     template_texts,
 )
-from ansible.module_utils.mailman_rest import Client, RestError
+from ansible.module_utils.mailman_rest import REST_ARGUMENTS, Client, RestError
 
 DOCUMENTATION = r"""
 module: mailman_lists
@@ -542,9 +542,7 @@ def main() -> None:
             "profiles": {"type": "dict", "default": {}},
             "template_directory": {"type": "path", "default": "/var/lib/mailman3/templates"},
             "template_owner": {"type": "str", "default": "list"},
-            "url": {"type": "str", "default": "http://127.0.0.1:8001"},
-            "user": {"type": "str", "default": "restadmin"},
-            "password": {"type": "str", "required": True, "no_log": True},
+            **REST_ARGUMENTS,
         },
         supports_check_mode=True,
     )

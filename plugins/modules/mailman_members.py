@@ -10,7 +10,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.mailman_csv import Member, Parsed, Refused, parse, refused_file
-from ansible.module_utils.mailman_rest import Client, RestError
+from ansible.module_utils.mailman_rest import REST_ARGUMENTS, Client, RestError
 
 DOCUMENTATION = r"""
 module: mailman_members
@@ -177,9 +177,7 @@ def main() -> None:
             "mode": {"type": "str", "choices": ["add", "sync"], "default": "add"},
             "max_removed_percent": {"type": "int", "default": 20},
             "force": {"type": "bool", "default": False},
-            "url": {"type": "str", "default": "http://127.0.0.1:8001"},
-            "user": {"type": "str", "default": "restadmin"},
-            "password": {"type": "str", "required": True, "no_log": True},
+            **REST_ARGUMENTS,
         },
         supports_check_mode=True,
     )

@@ -10,8 +10,9 @@ import uuid
 import pytest
 
 from estatelib import arc_verify, dkim_verify, lookup
-from estatelib.lists import queues, rest, wait
+from estatelib.lists import queues, rest
 from estatelib.places import ADDRESSES
+from estatelib.waiting import wait
 
 DOMAIN = "ml.example.org"
 DEV, PLAIN, NEWS, BOARD, STAFF = (f"{name}@{DOMAIN}" for name in ("dev", "plain", "news", "board", "staff"))
