@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Run the four rings of tests and say at the end how many passed: ``run.py [lint|unit|roles|estate|lists …]``.
+"""Run the four rings of tests and say at the end how many passed: ``run.py [lint|unit|roles|estate …]``.
 
 Rings (DESIGN §7): **lint** and **unit** need nothing but the virtual environment; **roles** converges every role on a
 bare container by Molecule, several side by side; **estate** rolls out ``site.yml`` as in production, proves that a
@@ -21,8 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LOGS = ROOT / ".lab/logs"
-RINGS = ("lint", "unit", "roles", "estate", "lists")
-BY_DEFAULT = ("lint", "unit", "roles", "estate")
+RINGS = ("lint", "unit", "roles", "estate")
 #: Tried only when asked for by name: not green on both platforms yet.
 UNFINISHED = ("mailman",)
 SCENARIOS_AT_ONCE = 3
@@ -132,24 +131,18 @@ def estate(tally: Tally) -> None:
     tally.step("estate", "pytest", "tests/estate", junit=True, minutes=20)
 
 
-def lists(tally: Tally) -> None:
-    """The list host on top of the estate; becomes part of the ring before when it is in site.yml."""
-    tally.step("list_host.yml", "ansible-playbook", "-i", "inventory/lab", "playbooks/list_host.yml", minutes=15)
-    tally.step("lists", "pytest", "tests/lists", junit=True, minutes=20)
-
-
 def main(rings: list[str]) -> int:
     unknown = set(rings) - set(RINGS)
     if unknown:
         print(f"unknown ring {', '.join(sorted(unknown))}; there are {', '.join(RINGS)}", file=sys.stderr)
         return 2
-    chosen, tally, started = rings or list(BY_DEFAULT), Tally(), time.monotonic()
+    chosen, tally, started = rings or list(RINGS), Tally(), time.monotonic()
     with concurrent.futures.ThreadPoolExecutor() as pool:  # the linters think while the containers install
         quick = [pool.submit(ring, tally) for name, ring in (("lint", lint), ("unit", unit)) if name in chosen]
-        if {"roles", "estate", "lists"} & set(chosen):
+        if {"roles", "estate"} & set(chosen):
             lab(tally)
             if not tally.failed:
-                for name, ring in (("roles", roles), ("estate", estate), ("lists", lists)):
+                for name, ring in (("roles", roles), ("estate", estate)):
                     if name in chosen:
                         ring(tally)
         for ring in quick:

@@ -17,7 +17,6 @@ READY_PORTS = {
     "arc-seal": 8896,
     "postsrsd": 10001,
     "postfix": 25,
-    "opendkim": 8891,
     "postgresql": 5432,
     "mailman3": 8024,
     "mailman-web": 8000,

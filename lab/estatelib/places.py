@@ -10,7 +10,7 @@ MAILBOXES = STATE / "mailboxes"
 
 AUTHSERV_ID = "mx.example.org"
 GATEWAYS = ("mail-gw1", "mail-gw2")
-ESTATE_HOSTS = (*GATEWAYS, "mail")
+ESTATE_HOSTS = (*GATEWAYS, "mail", "ml")
 ESTATE_MAIL_DOMAINS = ("example.org", "sfc.example.org")  # delivered on the mailbox host
 
 ADDRESSES = {

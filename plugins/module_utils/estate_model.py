@@ -261,6 +261,7 @@ def signing_keys(estate: Estate, host: str, private_keys: Mapping[str, str]) -> 
     """The DKIM keys with which ``host`` signs, as the role opendkim takes them.
 
     The first selector of a domain signs; a further one is a key that waits, or whose signatures are still under way.
+    The first domain of lists also signs for authors elsewhere, whose posts a list passes on unchanged.
 
     :param private_keys: PEM by the name of the DNS record, ``<selector>._domainkey.<domain>``.
     :raises ValueError: when a key is not there.
@@ -279,5 +280,9 @@ def signing_keys(estate: Estate, host: str, private_keys: Mapping[str, str]) -> 
                 "private_key": private_keys[record],
                 "public_key": estate.dkim_public_keys[record],
             }
-            keys.append(key if position == 0 else key | {"sign": []})
+            if position:
+                key["sign"] = []
+            elif domain.lists and not any(earlier.get("sign") == ["*"] for earlier in keys):
+                key["sign"] = ["*"]
+            keys.append(key)
     return keys

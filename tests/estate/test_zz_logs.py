@@ -44,6 +44,19 @@ EXPECTED_PORTS = {
     "mail-gw1": GATEWAY_PORTS,
     "mail-gw2": GATEWAY_PORTS,
     "mail": {("any", 22), ("any", 25), ("any", 143), ("any", 993), ("loopback", 25), ("loopback", 53)},
+    "ml": {
+        ("any", 22),
+        ("any", 25),
+        ("any", 80),
+        ("any", 443),
+        ("loopback", 53),
+        ("loopback", 5432),
+        ("loopback", 8000),
+        ("loopback", 8001),
+        ("loopback", 8024),
+        ("loopback", 9180),
+        ("loopback", 10025),
+    },
 }
 
 

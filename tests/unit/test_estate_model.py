@@ -95,13 +95,13 @@ def test_forwards_reach_the_gateways_from_hosts_behind_them(model):
     assert FILTERS["estate_forward_transport"](model) == {"away@example.org": "smtp:example.org"}
 
 
-def test_first_selector_signs_and_the_next_one_waits(model):
+def test_first_selector_of_a_domain_of_lists_signs_for_everyone_and_the_next_one_waits(model):
     model["domains"]["ml.example.org"]["sign"]["selectors"] = ["new", "2026a"]
     model["dkim_public_keys"]["new._domainkey.ml.example.org"] = "p"
     private = {"new._domainkey.ml.example.org": "N", "2026a._domainkey.ml.example.org": "O", "x": "unused"}
     new, old = FILTERS["estate_signing_keys"](model, "ml", private)
     assert (new["selector"], new["private_key"], new["public_key"]) == ("new", "N", "p")
-    assert "sign" not in new
+    assert new["sign"] == ["*"]
     assert (old["domain"], old["selector"], old["sign"]) == ("ml.example.org", "2026a", [])
     assert FILTERS["estate_signing_keys"](model, "smtp", {}) == []
 

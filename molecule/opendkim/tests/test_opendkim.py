@@ -34,6 +34,7 @@ SELECTORS = {
     "s2026b._domainkey.example.org": "next",
 }
 WEEK = 7 * 86400
+SOCKET = "/var/spool/postfix/opendkim/opendkim.sock"
 
 
 def pem(name: str) -> str:
@@ -371,8 +372,14 @@ def test_nobody_but_the_daemon_can_read_the_keys(mail):
     assert mail.host.check_output("ps -o user= -p %s", process).strip() == "opendkim"
 
 
-def test_milter_listens_on_loopback_only(mail):
-    assert re.findall(r"(\S+):8891\s", mail.host.check_output("ss -Htln")) == ["127.0.0.1"]
+def test_nobody_but_postfix_can_ask_the_milter(mail):
+    process = mail.host.check_output("systemctl show -p MainPID --value opendkim")
+    assert f"pid={process}," not in mail.host.check_output("ss -Htulnp")
+    assert mail.host.check_output("stat -c '%%a %%U %%G' %s", str(Path(SOCKET).parent)) == "750 opendkim postfix"
+    connect = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
+    ask = "setpriv --reuid=%s --regid=%s --clear-groups python3 -c %s %s"
+    assert mail.host.run(ask, "postfix", "postfix", connect, SOCKET).rc == 0
+    assert "PermissionError" in mail.host.run(ask, "nobody", "nogroup", connect, SOCKET).stderr
 
 
 def test_unit_is_confined(mail):
@@ -397,7 +404,7 @@ def test_daemon_comes_back_after_it_was_killed(mail):
     mail.host.check_output("systemctl kill -s KILL opendkim")
     for _attempt in range(40):
         another = mail.host.check_output("systemctl show -p MainPID --value opendkim")
-        if another not in (process, "0") and ":8891" in mail.host.check_output("ss -Htln"):
+        if another not in (process, "0") and SOCKET in mail.host.check_output("ss -Hxl"):
             break
         time.sleep(0.25)
     assert verified(mail.send(build()))
