@@ -18,22 +18,11 @@ options:
     elements: str
     required: true
     description: Names of the domains.
-  url:
-    type: str
-    default: http://127.0.0.1:8001
-    description: Mailman's REST interface.
-  user:
-    type: str
-    default: restadmin
-    description: User of the REST interface.
-  password:
-    type: str
-    required: true
-    description: Password of the REST interface.
   wait:
     type: int
     default: 60
     description: Seconds to wait for a Mailman that is about to start.
+extends_documentation_fragment: mailman_rest
 author: Trustworthy Email estate
 """
 

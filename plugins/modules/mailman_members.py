@@ -43,18 +43,7 @@ options:
     type: bool
     default: false
     description: Remove as many as it takes.
-  url:
-    type: str
-    default: http://127.0.0.1:8001
-    description: Mailman's REST interface.
-  user:
-    type: str
-    default: restadmin
-    description: User of the REST interface.
-  password:
-    type: str
-    required: true
-    description: Password of the REST interface.
+extends_documentation_fragment: mailman_rest
 author: Trustworthy Email estate
 """
 
