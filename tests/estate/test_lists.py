@@ -224,7 +224,7 @@ def test_bounces_disable_a_member_after_the_threshold(estate):
     ],
     ids=["broken-mime", "stray-escapes", "unknown-charset", "no-inner-message", "broken-base64"],
 )
-def test_a_malformed_post_is_delivered_or_held_and_the_queue_goes_on(estate, raw):
+def test_a_malformed_post_is_delivered_held_or_returned_and_the_queue_goes_on(estate, raw):
     identity = f"<{uuid.uuid4().hex}@example.com>"
     world = estate.world("example.com")
     header = f"From: User <{AUTHOR}>\r\nTo: {DEV}\r\nSubject: odd\r\nMessage-ID: {identity}\r\nMIME-Version: 1.0\r\n"
@@ -234,7 +234,8 @@ def test_a_malformed_post_is_delivered_or_held_and_the_queue_goes_on(estate, raw
     def seen() -> bool:
         wanted = identity.strip("<>")
         held = any(entry["message_id"].strip("<>") == wanted for entry in estate.list(DEV).held())
-        return held or bool(estate.mailbox(INSIDE).find(identity))
+        returned = [bounce for bounce in estate.mailbox(AUTHOR).search(identity) if b"has defects" in bounce.raw]
+        return held or bool(returned) or bool(estate.mailbox(INSIDE).find(identity))
 
     wait(seen, 60, f"trace of {identity}")
     assert queues()["shunt"] == 0

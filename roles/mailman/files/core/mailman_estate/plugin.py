@@ -23,7 +23,7 @@ from mailman_estate import settings
 log = logging.getLogger("mailman.plugins")
 
 #: In this order; all of them once rules, chains, handlers and pipelines are made.
-PIECES = ("authenticity", "dmarc", "munging", "organisation", "recipients", "runners", "deliver")
+PIECES = ("charsets", "authenticity", "dmarc", "munging", "organisation", "recipients", "runners", "deliver")
 
 
 @public
