@@ -130,6 +130,12 @@ class EstateQuery(WhooshSearchQuery):
                 words.append(word.replace("'", " "))
         return " ".join(word for word in words if word.strip())
 
+    def build_query_fragment(self, field: str, filter_type: str, value: Any) -> str:
+        """What a field must be as a whole (the list's name) is not taken apart, or no list would have any post."""
+        if filter_type == "exact" and isinstance(value, str):
+            return f'{field}:("{value.replace(chr(34), " ")}")'
+        return super().build_query_fragment(field, filter_type, value)
+
 
 class EstateEngine(WhooshEngine):
     """For HAYSTACK_CONNECTIONS."""
