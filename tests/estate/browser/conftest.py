@@ -1,0 +1,43 @@
+"""What the browser tests share: one Chromium a file, and visitors with a session each."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+import pytest
+
+from estatelib.browser import SCREENSHOTS, Chromium, Visitor, chromium, forget_accounts
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_old_pictures() -> None:
+    """Only what this run saw lies in the folder afterwards."""
+    for picture in SCREENSHOTS.glob("*.png"):
+        picture.unlink()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    """Chromium, before a web interface in which nobody has an account yet."""
+    forget_accounts()
+    with chromium(tmp_path_factory.mktemp("home")) as started:
+        yield started
+
+
+@pytest.fixture
+def visit(browser: Chromium, request: pytest.FixtureRequest) -> Callable[..., AbstractContextManager[Visitor]]:
+    """Make visitors; pictures carry the name of the test and what is given as the visitor's."""
+
+    def make(who: str = "", **options: object) -> AbstractContextManager[Visitor]:
+        test = request.node.name.removeprefix("test_")
+        return browser.visitor(f"{test}-{who}" if who else test, **options)
+
+    return make
+
+
+@pytest.fixture
+def newcomer() -> str:
+    """An outside address that nobody has used before."""
+    return f"b{uuid.uuid4().hex[:8]}@example.edu"
