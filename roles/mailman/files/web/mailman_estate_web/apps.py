@@ -12,8 +12,9 @@ class EstateWebConfig(AppConfig):
     verbose_name = "Mailman of this estate"
 
     def ready(self) -> None:
-        from . import accounts, addresses, checks
+        from . import accounts, addresses, archive, checks
 
         addresses.connect()
         accounts.connect()
+        archive.connect()
         checks.register_checks()
