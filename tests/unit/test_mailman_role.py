@@ -123,6 +123,14 @@ def test_strangers_are_found_and_compiled_python_is_none(tmp_path):
     assert sorted(found) == [str(tmp_path / "gone"), str(tmp_path / "mine/old.py")]
 
 
+def test_table_that_is_missing_or_older_than_its_text_is_to_be_made_again(tmp_path):
+    for name, age in {"old": 0, "old.db": 60, "new": 60, "new.db": 0, "missing": 0, "sole.db": 0}.items():
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    tables = {f"{tmp_path}/{name}.db": f"{tmp_path}/{name}" for name in ("old", "new", "missing", "sole", "nothing")}
+    assert files.outdated(tables) == [f"{tmp_path}/{name}.db" for name in ("old", "missing", "nothing")]
+
+
 def test_secret_file_shows_no_content(tmp_path):
     secret = files.File(str(tmp_path / "key"), {"content": "do-not-show\n", "mode": "0640"})
     assert "do-not-show" not in json.dumps(secret.difference())

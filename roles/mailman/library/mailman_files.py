@@ -17,6 +17,7 @@ short_description: Put many files in place in one step
 description:
   - Compares content, owner and mode of every file and replaces those that differ, each by one rename.
   - Directories named in owned hold these files and no other.
+  - Tells which of the files named in derived their makers should make again.
 options:
   files:
     type: dict
@@ -27,6 +28,10 @@ options:
     elements: path
     default: []
     description: Directories whose other files are removed, apart from compiled Python.
+  derived:
+    type: dict
+    default: {}
+    description: Files that another program makes, each with the file that it makes it from.
 author: Trustworthy Email estate
 """
 
@@ -40,6 +45,10 @@ EXAMPLES = r"""
 RETURN = r"""
 changed_files:
   description: Paths that were written, mended or removed.
+  type: list
+  returned: always
+outdated:
+  description: Paths of derived that are missing or older than what they are made from.
   type: list
   returned: always
 """
@@ -113,11 +122,22 @@ def strangers(directory: str, wanted: set[str]) -> list[str]:
     return found
 
 
+def outdated(derived: dict[str, str]) -> list[str]:
+    """Files that are missing or older than what they are made from; of nothing, nothing can be older."""
+    found = []
+    for path, source in derived.items():
+        made = os.stat(path).st_mtime if os.path.exists(path) else None
+        if made is None or (os.path.exists(source) and os.stat(source).st_mtime > made):
+            found.append(path)
+    return found
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "files": {"type": "dict", "required": True},
             "owned": {"type": "list", "elements": "path", "default": []},
+            "derived": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
     )
@@ -140,7 +160,8 @@ def main() -> None:
                 os.remove(path)
     os.umask(old_umask)
     paths = [file.path for file in changed] + surplus
-    module.exit_json(changed=bool(paths), changed_files=paths, diff=difference)
+    late = outdated(module.params["derived"])
+    module.exit_json(changed=bool(paths), changed_files=paths, outdated=late, diff=difference)
 
 
 if __name__ == "__main__":
