@@ -81,9 +81,10 @@ async def session(reader, writer):
             answer = "554 no valid recipients"
         elif verb == b"DATA":
             writer.write(b"354 go\r\n")
-            data = b""
+            lines = []
             while (line := await reader.readline()) not in (b".\r\n", b""):
-                data += line.removeprefix(b".")
+                lines.append(line.removeprefix(b"."))
+            data = b"".join(lines)
             await asyncio.sleep(rules().get("seconds", 0))
             if line:
                 name = f"{PLACE}/{time.time():.6f}-{id(data)}.mail"

@@ -344,6 +344,25 @@ def test_runner_that_is_killed_comes_back(host):
     copies(host, post(host, "Sent after a runner was killed", "Hello\n"))
 
 
+def test_runner_is_never_given_up(host):
+    # Stock Mailman starts a runner ten times in the life of its master.
+    ends = host.run(
+        "for n in $(seq 12); do"
+        " pid=$(timeout 20 sh -c 'until pgrep -u list -f \"runner .virgin|runner=virgin\"; do sleep 0.05; done');"
+        " kill -9 $pid; while kill -0 $pid 2>/dev/null; do sleep 0.05; done; echo $pid; done"
+    ).stdout.split()
+    assert len(set(ends)) == 12
+    until(lambda: host.run("pgrep -u list -f 'runner .virgin|runner=virgin'").stdout, 30, "the runner stays away")
+    log = host.file("/var/log/mailman3/mailman.log").content_string
+    assert "reached maximum restart limit" not in log
+
+
+def test_postfix_finds_list_addresses_in_the_tables(host):
+    tables = "/var/lib/mailman3/data"
+    assert host.check_output(f"postmap -q {LIST} hash:{tables}/postfix_lmtp") == "lmtp:[127.0.0.1]:8024"
+    assert host.check_output(f"postmap -q ml.example.org hash:{tables}/postfix_domains") == "ml.example.org"
+
+
 @pytest.mark.parametrize("unit", [*UNITS, *(f"mailman-{job}" for job in JOBS)])
 def test_unit_is_confined(host, unit):
     said = host.check_output(f"systemd-analyze security --no-pager {unit}.service")

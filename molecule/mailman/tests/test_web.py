@@ -302,6 +302,28 @@ def test_log_in_leads_to_no_other_site(host, elsewhere):
     assert (status, "example.com" in fields["location"]) == (302, False)
 
 
+def test_log_in_leads_to_the_provider_whose_certificate_is_of_a_private_authority(host):
+    status, fields, text = get(host, "/accounts/oidc/sso/login/")
+    assert status == 302, text
+    assert fields["location"].startswith("https://sso.example.org/auth?")
+    assert "client_id=mailman" in fields["location"]
+
+
+@pytest.fixture(params=["away", "somebody else"])
+def broken_provider(host, request):
+    """A provider to which no way leads, and one whose certificate our authority has not signed."""
+    if request.param == "away":
+        first, last = "ip route add unreachable 198.18.25.113", "ip route del unreachable 198.18.25.113"
+    else:
+        kept, used = "/etc/mailman3/oidc-ca.kept", "/etc/mailman3/oidc-ca.pem"
+        first = f"mv {used} {kept} && cp /etc/ssl/certs/ISRG_Root_X1.pem {used} && chmod 0644 {used}"
+        last = f"mv {kept} {used}"
+    assert host.run(first).rc == 0
+    yield
+    assert host.run(last).rc == 0
+
+
+@pytest.mark.usefixtures("broken_provider")
 def test_provider_that_does_not_answer_is_a_page_not_an_error(host):
     status, fields, text = get(host, "/accounts/oidc/sso/login/")
     assert (status, "does not answer" in text, int(fields["retry-after"]) > 0) == (503, True, True)
