@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -31,7 +32,7 @@ def visit(browser: Chromium, request: pytest.FixtureRequest) -> Callable[..., Ab
     """Make visitors; pictures carry the name of the test and what is given as the visitor's."""
 
     def make(who: str = "", **options: object) -> AbstractContextManager[Visitor]:
-        test = request.node.name.removeprefix("test_")
+        test = re.sub(r"\W+", "-", request.node.name.removeprefix("test_")).strip("-")
         return browser.visitor(f"{test}-{who}" if who else test, **options)
 
     return make
