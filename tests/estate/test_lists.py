@@ -135,6 +135,22 @@ def test_transparent_list_leaves_the_authors_signature_whole(estate):
     assert dkim_verify(copy, signature=author)
 
 
+def test_rows_that_two_runners_made_at_once_stop_no_post(estate):
+    """Stock Mailman then fails at every post of the list."""
+    table = "listarchiver where mailing_list_id = (select id from mailinglist where list_id = 'dev.ml.example.org')"
+    columns = "mailing_list_id, name, _is_enabled"
+    sql = f"insert into listarchiver ({columns}) select {columns} from {table}"
+    estate.host("ml").run("runuser", "-u", "list", "--", "psql", "-qd", "mailman", "-c", sql)
+    post = estate.world("example.com").send(to=DEV)
+    assert estate.mailbox(STRICT).wait_for(post.message_id, timeout=60)
+    doubled = f"select name from {table} group by name having count(*) > 1"
+    wait(
+        lambda: not estate.host("ml").run("runuser", "-u", "list", "--", "psql", "-Atd", "mailman", "-c", doubled),
+        30,
+        "tidy table",
+    )
+
+
 def test_outside_post_to_an_unknown_list_is_refused_at_the_gateway(estate):
     for name in ("nolist", "dev-nothing", "dev-bouncesx"):
         post = estate.world("example.com").hand_over(f"{name}@{DOMAIN}")

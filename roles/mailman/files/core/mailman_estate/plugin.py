@@ -23,7 +23,7 @@ from mailman_estate import settings
 log = logging.getLogger("mailman.plugins")
 
 #: In this order; all of them once rules, chains, handlers and pipelines are made.
-PIECES = ("charsets", "authenticity", "dmarc", "munging", "organisation", "recipients", "runners", "deliver")
+PIECES = ("charsets", "doubles", "authenticity", "dmarc", "munging", "organisation", "recipients", "runners", "deliver")
 
 
 @public

@@ -25,7 +25,7 @@ from mailman.core.runner import Runner
 from mailman.core.switchboard import Switchboard
 from mailman.interfaces.runner import RunnerInterrupt
 from requests.exceptions import RequestException
-from sqlalchemy.exc import DBAPIError, InvalidRequestError, OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError, PendingRollbackError
 
 from mailman_estate import progress
 
@@ -35,8 +35,9 @@ log = logging.getLogger("mailman.error")
 #: moderator is stored with all of that.
 _origin: tuple[Switchboard, str] | None = None
 _PAUSE = 3.0
-#: Causes that pass by themselves. InvalidRequestError: a session that must be rolled back after one of the others.
-_PASSING = (OperationalError, InvalidRequestError, DNSException, RequestException, ConnectionError, socket.gaierror)
+#: Causes that pass by themselves. PendingRollbackError: the session has not been rolled back after one of the
+#: others.
+_PASSING = (OperationalError, PendingRollbackError, DNSException, RequestException, ConnectionError, socket.gaierror)
 
 
 def is_passing(error: BaseException) -> bool:
