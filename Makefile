@@ -43,11 +43,14 @@ site: setup  ## roll out: make site INVENTORY=inventory/<site> [LIMIT=host]
 check: setup  ## what `make site` would change
 	ansible-playbook -i $(INVENTORY) --limit $(LIMIT) --check --diff playbooks/site.yml
 
-bench: setup  ## measure the lab's gateways against bare Postfix (the lab must be up)
+bench: setup  ## measure the lab's gateways and list host against bare Postfix (the lab must be up)
 	python tests/bench/throughput.py
+	python tests/bench/list_fanout.py
+	python tests/bench/lists_as_data.py
 
 drill: setup  ## kill every daemon under load and count the messages (the lab must be up)
 	python tests/bench/kill_drill.py
+	python tests/bench/list_drill.py
 
 clean:  ## remove containers, images, network and everything the lab and the tests made
 	@if [ -x .venv/bin/python ]; then .venv/bin/python lab/lab.py clean; fi

@@ -1,10 +1,12 @@
-"""Run inside a container for ``list_fanout.py``: ``sink`` in lab-world, everything else on the list host.
+"""Runs in a container for ``list_fanout.py`` and ``list_drill.py``: ``sink`` in lab-world, the rest on the list host.
 
 ``sink ADDRESS PORT``  a receiver that counts who got what. Commands on stdin, one a line: ``start`` forgets what was
-                       before, ``count`` answers ``{"recipients": n, "messages": n, "last": time}``, ``doubled`` the
-                       addresses that got more than one. It ends when stdin ends.
+                       before, ``count`` answers ``{"copies": n, "messages": n, "last": time}`` with copies that differ
+                       in recipient or Message-ID, ``doubled`` ``[recipient, Message-ID, queue ids]`` of those that
+                       came more than once. It ends when stdin ends.
 ``rest``               one REST call ``[method, path, body]`` on stdin, with the credential of mailman.cfg.
-``post``               hand a message to Mailman by LMTP; ``[list address, size]`` on stdin.
+``post``               hand messages to Mailman by LMTP, again after 4xx and cut connections, as Postfix does;
+                       ``[list address, size, how many]`` on stdin.
 ``alone``              hand one message to Postfix; ``[sender, recipients, size]`` on stdin.
 """
 
@@ -21,7 +23,6 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections import Counter
 from typing import Any
 
 LINE = "Thank you for the report, it was read with care by everybody.\r\n"
@@ -34,7 +35,8 @@ def say(answer: Any) -> None:
 
 # --- the sink ---------------------------------------------------------------------------------------------------------
 
-got: Counter[str] = Counter()
+#: Queue ids at the list host by recipient and Message-ID.
+got: dict[tuple[str, bytes], list[str]] = {}
 totals: dict[str, float] = {"messages": 0, "last": 0}
 
 
@@ -52,9 +54,16 @@ async def session(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
             recipients.append(line.split(b"<", 1)[1].split(b">", 1)[0].decode())
         elif verb == b"DATA":
             writer.write(b"354 go on\r\n")
-            while (await reader.readline()) not in (b".\r\n", b""):
-                pass
-            got.update(recipients)
+            identity, queue_id = b"", ""
+            while (line := await reader.readline()) not in (b".\r\n", b""):
+                if not identity and line[:11].lower() == b"message-id:":
+                    identity = line[11:].strip() or (await reader.readline()).strip()
+                elif not queue_id and (found := re.search(rb"\bid (\w{10,})", line)):
+                    queue_id = found[1].decode()
+            if not line:
+                break  # cut off before its end, so not taken
+            for recipient in recipients:
+                got.setdefault((recipient, identity), []).append(queue_id)
             totals["messages"] += 1
             totals["last"] = time.time()
         writer.write(answer)
@@ -74,9 +83,9 @@ async def sink(address: str, port: int) -> None:
                 got.clear()
                 totals.update(messages=0, last=0)
             if command == "doubled":
-                say([recipient for recipient, times in got.items() if times > 1])
+                say([[who, what.decode(), ids] for (who, what), ids in got.items() if len(ids) > 1])
             else:
-                say({"recipients": len(got), **totals})
+                say({"copies": len(got), **totals})
         loop.call_soon_threadsafe(end.set)
 
     server = await asyncio.start_server(session, address, port, limit=1 << 20)
@@ -117,6 +126,19 @@ def message(to: str, size: int) -> bytes:
     return (head + LINE * (size // len(LINE))).encode()
 
 
+def post(address: str, octets: bytes) -> None:
+    """Hand one message over; the last error when it is not taken within a minute."""
+    for attempt in range(60):
+        try:
+            with smtplib.LMTP("127.0.0.1", 8024, timeout=60) as server:
+                server.sendmail("taro@example.jp", [address], octets)
+            return
+        except (OSError, smtplib.SMTPException):
+            if attempt == 59:
+                raise
+            time.sleep(1)
+
+
 def main() -> None:
     """Do what the first argument says."""
     command = sys.argv[1]
@@ -128,8 +150,9 @@ def main() -> None:
     if command == "rest":
         say(rest(*given))
     elif command == "post":
-        with smtplib.LMTP("127.0.0.1", 8024, timeout=60) as server:
-            server.sendmail("taro@example.jp", [given[0]], message(*given))
+        address, size, count = given
+        for _ in range(count):
+            post(address, message(address, size))
         say(begun)
     elif command == "alone":
         sender, recipients, size = given

@@ -101,13 +101,13 @@ class ListHost:
 def seconds_to_all(sink: FanoutSink, begun: float, count: int, patience: float) -> float:
     """Seconds from ``begun`` until so many recipients have it; BenchError when they do not get it."""
     deadline = time.monotonic() + patience
-    while (state := sink.ask("count"))["recipients"] < count:
+    while (state := sink.ask("count"))["copies"] < count:
         if time.monotonic() > deadline:
-            raise BenchError(f"after {patience:.0f} s {state['recipients']} of {count} recipients have the message")
+            raise BenchError(f"after {patience:.0f} s {state['copies']} of {count} recipients have the message")
         time.sleep(0.5)
     time.sleep(3)
     if doubled := sink.ask("doubled"):
-        raise BenchError(f"{len(doubled)} recipients got it more than once, such as {doubled[0]}")
+        raise BenchError(f"{len(doubled)} recipients got it more than once, such as {doubled[0][0]}")
     return state["last"] - begun
 
 
@@ -121,7 +121,7 @@ def measure(host: ListHost, sink: FanoutSink, members: list[str], rounds: int) -
                 if kind == "alone":
                     begun = host.run("alone", [f"bench-{new_run()}@{DOMAIN}", members, SIZE])
                 else:
-                    begun = host.run("post", [lists[kind], SIZE])
+                    begun = host.run("post", [lists[kind], SIZE, 1])
                 taken.append(seconds_to_all(sink, begun, len(members), 300))
                 print(f"  round {number + 1}: {kind} {taken[-1]:.1f} s", flush=True)
     return times
