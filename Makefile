@@ -8,8 +8,9 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 INVENTORY ?= inventory/lab
 LIMIT     ?= all
 # Nothing of what the machine already has is replaced; what is missing is installed. The lab's single sign-on comes by
-# npm, from wherever the machine has it.
-PACKAGES  := python3-venv podman runc netavark iptables mmdebstrap openssh-client
+# npm, from wherever the machine has it. The browser tests want Chromium, which Ubuntu has as a snap only: there it is
+# not installed but used when it is there.
+PACKAGES  := python3-venv podman runc netavark iptables mmdebstrap openssh-client libnss3-tools fonts-vlgothic
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,11 +61,12 @@ setup: .venv/.complete
 
 # The virtual environment follows requirements.txt; system packages are asked for once for each version of this file.
 .venv/.complete: requirements.txt Makefile
-	@npm=$$(command -v npm > /dev/null || echo npm); \
-	missing=$$(dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $(PACKAGES) $$npm 2>&1 | grep -v '^installed ' || true); \
+	@more=$$(command -v npm > /dev/null || echo npm); \
+	more="$$more $$(command -v chromium > /dev/null || grep -q '^ID=ubuntu' /etc/os-release || echo chromium)"; \
+	missing=$$(dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $(PACKAGES) $$more 2>&1 | grep -v '^installed ' || true); \
 	if [ -n "$$missing" ]; then \
 	    sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
-	    $$sudo apt-get update -q && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(PACKAGES) $$npm; \
+	    $$sudo apt-get update -q && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(PACKAGES) $$more; \
 	fi
 	/usr/bin/python3 -m venv .venv
 	.venv/bin/pip install --quiet --require-hashes -r requirements.txt

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import select
+import shutil
 import socket
 import socketserver
 import subprocess
@@ -108,6 +109,7 @@ class Chromium:
 @contextmanager
 def chromium(home: Path) -> Iterator[Chromium]:
     """Start the browser; it trusts the lab's authorities and knows the lab's names."""
+    assert shutil.which("chromium"), "The browser tests need Chromium: install the package chromium."
     store = home / ".pki/nssdb"
     store.mkdir(parents=True)
     subprocess.run(["certutil", "-N", "-d", f"sql:{store}", "--empty-password"], check=True)
@@ -118,7 +120,7 @@ def chromium(home: Path) -> Iterator[Chromium]:
     with Doorway() as doorway, sync_playwright() as playwright:
         threading.Thread(target=doorway.serve_forever, daemon=True).start()
         browser = playwright.chromium.launch(
-            executable_path="/usr/bin/chromium",
+            executable_path=shutil.which("chromium"),
             chromium_sandbox=os.geteuid() != 0,  # Chromium has no sandbox for root
             env=environment,
         )
@@ -172,7 +174,9 @@ class Visitor:
         """Keep a picture of the page."""
         self._steps += 1
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=SCREENSHOTS / f"{self.name}-{self._steps:02}.png", full_page=True)
+        self.page.screenshot(
+            path=SCREENSHOTS / f"{self.name}-{self._steps:02}.png", full_page=True, animations="disabled"
+        )
 
     def sign_in(self, user: str) -> None:
         """Sign in by the organisation's single sign-on, from the page that offers it."""
