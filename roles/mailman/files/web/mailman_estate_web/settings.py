@@ -7,9 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.contrib.messages import constants as levels
+
 ROOT_URLCONF = "mailman_estate_web.urls"
 ACCOUNT_ADAPTER = "mailman_estate_web.accounts.EstateAccountAdapter"
 SOCIALACCOUNT_ADAPTER = "mailman_estate_web.accounts.EstateSocialAccountAdapter"
+
+#: What is an error here is a danger to Bootstrap, whose styles the pages use.
+MESSAGE_TAGS = {levels.ERROR: "danger"}
 
 #: The last entry of MIDDLEWARE: it wants to know who has signed in, and what the form says.
 ESTATE_MIDDLEWARE = ["mailman_estate_web.middleware.EstateMiddleware"]
