@@ -5,7 +5,8 @@ Mailman's out runners, PostgreSQL and Postfix's master get SIGKILL again and aga
 sink. Whoever hands the posts over tries again after 4xx and cut connections, as Postfix does; all the rest has to come
 back by itself. SMTP cannot avoid that a copy comes twice when one side dies between the other's 250 and its own note of
 it (RFC 1047): with one queue id that was Postfix delivering; with two it was Mailman handing over, and the first of
-them must then have been given within seconds of a kill, one at most for each runner. Any other double is a fault.
+them must then have been given within seconds of a kill, one at most for each connection of a runner. Any other double
+is a fault.
 
 Exit status: 0 nothing lost or shunted, every double explained; 1 otherwise; 2 the lab is not ready.
 """
@@ -26,7 +27,7 @@ HOST = "lab-ml"
 SIZE = 2048
 PATIENCE = 600  # seconds for all of it
 AROUND = 5  # seconds around a kill in which a hand-over may have been cut
-RUNNERS = 4  # [runner.out] instances
+IN_FLIGHT = 16  # hand-overs at a time: 4 out runners with 4 connections each
 BASE_52 = "0123456789BCDFGHJKLMNPQRSTVWXYZbcdfghjklmnpqrstvwxyz"  # of Postfix's long queue ids
 #: How each is killed; the pattern of the runners is written so that it does not match the shell that looks for it.
 VICTIMS = {
@@ -64,7 +65,7 @@ def drill(host: ListHost, sink: FanoutSink, members: list[str], posts: int, roun
     print(f"came twice: {len(by_postfix)} delivered twice by Postfix, and handed over twice:")
     for cause, times in by_mailman.items():
         print(f"  {times} × {cause or 'UNEXPLAINED'}")
-    explained = all(cause and times <= RUNNERS for cause, times in by_mailman.items())
+    explained = all(cause and times <= IN_FLIGHT for cause, times in by_mailman.items())
     return copies == wanted and explained and not queues["shunt"] and not queues["bad"]
 
 
