@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 import pytest
 
 from estatelib.browser import SCREENSHOTS, Chromium, Visitor, chromium, forget_accounts
+from estatelib.lists import MailingList, RestError, rest
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,6 +40,17 @@ def visit(browser: Chromium, request: pytest.FixtureRequest) -> Callable[..., Ab
 
 
 @pytest.fixture
-def newcomer() -> str:
-    """An outside address that nobody has used before."""
-    return f"b{uuid.uuid4().hex[:8]}@example.edu"
+def newcomer() -> Iterator[str]:
+    """An outside address that nobody has used before; Mailman forgets it afterwards, whatever the test did with it."""
+    address = f"b{uuid.uuid4().hex[:8]}@example.edu"
+    yield address
+    for mailing_list in (MailingList(name) for name in ("dev@ml.example.org", "staff@ml.example.org")):
+        mailing_list.remove(address)
+        for request in mailing_list.requests():
+            if request["email"] == address:
+                rest("POST", f"{mailing_list.path}/requests/{request['token']}", {"action": "discard"})
+    try:
+        rest("DELETE", f"addresses/{address}")
+    except RestError as error:
+        if error.status != 404:
+            raise

@@ -34,18 +34,15 @@ def test_subscription_without_account_is_confirmed_by_the_mail_that_arrives(visi
         guest.visit(f"{page_of(DEV)}confirm/?token={token}")
         assert newcomer in guest.text()
         guest.press("input[value=Confirm]")
-    try:
-        assert wait(lambda: mailing_list.member(newcomer), 20, f"membership of {newcomer}")
-    finally:
-        mailing_list.remove(newcomer)
+    wait(lambda: mailing_list.member(newcomer), 20, f"membership of {newcomer}")
 
 
 def test_outside_address_is_refused_by_a_list_of_the_organisation_with_the_reason(visit, estate, newcomer):
     with visit() as guest:
         ask_to_join(guest, STAFF, newcomer)
-        assert "sfc.example.org" in guest.notices()
+        assert "sfc.example.org" in guest.page.inner_text(".alert-danger")
     assert estate.list(STAFF).member(newcomer) is None
-    assert estate.list(STAFF).requests() == []
+    assert newcomer not in [request["email"] for request in estate.list(STAFF).requests()]
 
 
 def test_subscription_to_a_closed_list_waits_until_its_owner_says_yes_in_the_browser(visit, estate):
@@ -114,7 +111,9 @@ def test_page_of_the_one_click_link_removes_nobody_and_its_button_does(visit, es
     with mailing_list.with_members(newcomer):
         post = estate.world("example.edu").send(to=DEV, user=user, subject="One click")
         copy = estate.mailbox(newcomer).wait_for(post.message_id, timeout=60)
-        path = re.search(rf"<{re.escape(SITE)}(/unsubscribe/[^>]+)>", copy.header("List-Unsubscribe"))[1]
+        found = re.search(rf"<{re.escape(SITE)}(/unsubscribe/[^>]+)>", copy.header("List-Unsubscribe"))
+        assert found, "the copy has no link for one click"
+        path = found[1]
         with visit("ja", language="ja") as guest:
             assert guest.visit(path) == 200
             assert "登録を解除する" in guest.text()
