@@ -53,7 +53,7 @@ def _check_for(name: str) -> Callable[[str], str | None]:
 
 def _private_key_fault(value: str) -> str | None:
     try:
-        public_key(value)
+        public_key(value, thorough=True)
     except ValueError as error:
         return str(error)
     return None

@@ -159,3 +159,13 @@ def test_private_keys_by_name_are_each_looked_at(rsa_key):
     assert wrong.startswith("vault_dkim_private_keys['c._domainkey.example.org'] cannot be used: ")
     (missing,) = estate_secrets.problems({"vault_dkim_private_keys": {}}, list(values))
     assert missing.startswith("vault_dkim_private_keys ")
+
+
+def test_thorough_look_finds_numbers_that_do_not_fit_together(rsa_key):
+    numbers = rsa_key.private_numbers()
+    odd = rsa.RSAPrivateNumbers(
+        numbers.p, numbers.q, numbers.d + 2, numbers.dmp1, numbers.dmq1, numbers.iqmp, numbers.public_numbers
+    ).private_key(unsafe_skip_rsa_key_validation=True)
+    assert estate_keys.public_key(pem(odd)) == estate_keys.public_key(pem(rsa_key))
+    with pytest.raises(ValueError, match="no private key in PEM"):
+        estate_keys.public_key(pem(odd), thorough=True)
