@@ -89,6 +89,7 @@ def test_address_is_read(uri, address, size):
         ("mailto:a@exa mple.com", Reason.WRONG_SYNTAX),
         ("mailto: a@example.com", Reason.WRONG_SYNTAX),
         ("mailto:a@example..com", Reason.WRONG_SYNTAX),
+        ("mailto:a@%20example.com", Reason.WRONG_SYNTAX),
         ("mailto:a@" + "x" * 64 + ".com", Reason.WRONG_SYNTAX),
         ("mailto:" + "x" * 65 + "@example.com", Reason.WRONG_SYNTAX),
         ("mailto:a@example.com!10mb", Reason.WRONG_SYNTAX),

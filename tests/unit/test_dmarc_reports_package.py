@@ -93,10 +93,11 @@ def test_lines_are_what_mail_may_carry_and_the_file_name_is_whole(domain):
     assert f"Report Domain: {domain} " in read(mail)["Subject"]
 
 
-def test_organisation_of_any_script_is_a_proper_mail():
-    mail = built(org_name="ワイド・プロジェクト")
+@pytest.mark.parametrize("name", ["ü", "ワイド・プロジェクト"])
+def test_organisation_of_any_script_gives_a_mail_that_nobody_must_convert(name):
+    mail = built(org_name=name)
     assert mail.content.isascii()
-    assert "ワイド・プロジェクト" in read(mail).get_body(("plain",)).get_content()
+    assert f"by {name}, from" in read(mail).get_body(("plain",)).get_content()
 
 
 def test_same_report_is_the_same_mail():

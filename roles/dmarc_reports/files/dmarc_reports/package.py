@@ -26,6 +26,8 @@ from .destinations import Destination, Reason, Refused
 from .report_xml import Form, Reporter
 
 MAX_LOCAL_PART = 64
+_POLICY = SMTP.clone(cte_type="7bit")
+"""No next hop may find anything to convert, which would break the signature."""
 _CODE_BYTES = 10
 _TOKEN = re.compile(r"([0-9a-f]{24})-([a-z2-7]{16})")
 
@@ -148,7 +150,7 @@ def build(
     """
     number = report_id(report, sender.submitter)
     return_path = envelope_from(sender, key, number, destination.address)
-    message = EmailMessage(policy=SMTP)
+    message = EmailMessage(policy=_POLICY)
     message["From"] = sender.email
     message["To"] = destination.address
     message["Subject"] = subject(report, sender.submitter)
@@ -161,7 +163,7 @@ def build(
     )
     message.set_boundary(f"=_{number}")
     # a long file name in one piece: receivers do not all read the continuations of RFC 2231
-    content = message.as_bytes(policy=SMTP.clone(max_line_length=990))
+    content = message.as_bytes(policy=_POLICY.clone(max_line_length=990))
     limit = min(max_bytes, destination.max_bytes) if destination.max_bytes is not None else max_bytes
     if len(content) > limit:
         detail = f"{len(content)} octets, the limit is {limit}"
