@@ -134,6 +134,11 @@ def _names(names: Iterable[Any]) -> str:
     return ", ".join(sorted(str(name) for name in names)) or "nothing is defined"
 
 
+def _one_or_more(value: Any) -> list[Any]:
+    """A list or one name; nothing where it is neither, which is told elsewhere."""
+    return as_list(value) if value is None or isinstance(value, str | list) else []
+
+
 class _Checker:
     """One pass over one model; collects sentences."""
 
@@ -317,7 +322,7 @@ class _Checker:
         if isinstance(fields, dict):
             if fields.get("closed") is True:
                 self.say(f"{path}.fqdn", fqdn, "is a closed domain; its SPF record would refuse the host's own HELO")
-            elif isinstance(send := fields.get("send"), dict) and name not in as_list(send.get("hosts")):
+            elif isinstance(send := fields.get("send"), dict) and name not in _one_or_more(send.get("hosts")):
                 self.say(
                     f"{path}.fqdn",
                     fqdn,
@@ -660,7 +665,7 @@ class _Checker:
         waiting, seen = [source], set()
         while waiting:
             value = self.forwards.get(waiting.pop())
-            for target in as_list(value) if isinstance(value, str | list) else []:
+            for target in _one_or_more(value):
                 if not isinstance(target, str):
                     continue
                 if target.lower() == source:
