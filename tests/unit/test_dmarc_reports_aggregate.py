@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import random
-import sys
 import uuid
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, date, datetime
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "roles/dmarc_reports/files"))
 
 from dmarc_reports.aggregate import DNS_FAILED, Published, aggregate, day_bounds, record_tags
 from dmarc_reports.events import Event, Override, Policy, Signature, Spf

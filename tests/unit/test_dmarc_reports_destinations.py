@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "roles/dmarc_reports/files"))
 
 from dmarc_reports.destinations import (
     Destination,
@@ -21,7 +16,6 @@ from dmarc_reports.destinations import (
     parse_uri,
     resolve,
 )  # fmt: skip
-
 from estate_arc_policy import TemporaryDnsError
 
 

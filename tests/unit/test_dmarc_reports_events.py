@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.append(str(REPOSITORY / "roles/dmarc_reports/files"))
-
-from dmarc_reports import events  # noqa: E402
-
-import estate_arc_chain as chain  # noqa: E402
-import estate_arc_dmarc as writer  # noqa: E402
+import estate_arc_chain as chain
+import estate_arc_dmarc as writer
+from dmarc_reports import events
 
 RESULTS = (
     "mx.example.org; dkim=pass header.d=example.com header.s=s1; dkim=fail header.d=example.net header.s=s2;"

@@ -5,18 +5,14 @@ from __future__ import annotations
 import email
 import gzip
 import re
-import sys
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from email import policy as mail_policy
 from email.message import EmailMessage
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "roles/dmarc_reports/files"))
 
 from dmarc_reports import package
 from dmarc_reports.aggregate import Published, Report, Row

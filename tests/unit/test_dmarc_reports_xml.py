@@ -7,16 +7,12 @@ code: a schema validator is none of the repository's requirements.
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import replace
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "roles/dmarc_reports/files"))
 
 from dmarc_reports.aggregate import Published, Report, Row
 from dmarc_reports.events import DISPOSITIONS, DKIM_RESULTS, OVERRIDES, SPF_RESULTS, Override

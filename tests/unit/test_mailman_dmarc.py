@@ -6,20 +6,15 @@ import base64
 import email
 import email.utils
 import re
-import sys
 from email.header import decode_header, make_header
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.append(str(REPOSITORY / "roles/mailman/files/core"))
-
-from estate_arc_policy import TemporaryDnsError  # noqa: E402
-from mailman_estate import dmarc, munging  # noqa: E402
+from estate_arc_policy import TemporaryDnsError
+from mailman_estate import dmarc, munging
 
 
 class Dns:

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.append(str(REPOSITORY / "roles/mailman/files/core"))
-
-from mailman_estate.member_domains import Rule, RuleFileError, RuleStore, normal_rule  # noqa: E402
+from mailman_estate.member_domains import Rule, RuleFileError, RuleStore, normal_rule
 
 
 @pytest.mark.parametrize(

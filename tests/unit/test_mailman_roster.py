@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.append(str(REPOSITORY / "roles/mailman/files/core"))
-
-from mailman_estate.roster_rows import MAX_ROWS, Request, read_request  # noqa: E402
+from mailman_estate.roster_rows import MAX_ROWS, Request, read_request
 
 
 def refusals(request: Request) -> list[tuple[str, int, str]]:
