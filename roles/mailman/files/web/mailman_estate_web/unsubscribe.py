@@ -86,11 +86,7 @@ def _remove(request: HttpRequest, list_id: str, member_id: str) -> HttpResponse:
         return _answer(
             request,
             200,
-            {"en": "You are not subscribed", "ja": "登録されていません"},
-            {
-                "en": f"The subscription to {name} that this link belongs to has already ended.",
-                "ja": f"このリンクに対応する {name} の登録は、すでに解除されています。",
-            },
+            *_ended(name),
         )
     return _answer(
         request,
@@ -108,11 +104,7 @@ def _ask(request: HttpRequest, list_id: str, member_id: str) -> HttpResponse:
     if not _is_member(list_id, member_id):
         return pages.page(
             request,
-            {"en": "You are not subscribed", "ja": "登録されていません"},
-            {
-                "en": f"The subscription to {name} that this link belongs to has already ended.",
-                "ja": f"このリンクに対応する {name} の登録は、すでに解除されています。",
-            },
+            *_ended(name),
             status=410,
         )
     return pages.page(
@@ -125,6 +117,14 @@ def _ask(request: HttpRequest, list_id: str, member_id: str) -> HttpResponse:
         },
         button={"en": "Unsubscribe", "ja": "登録を解除する"},
     )
+
+
+def _ended(name: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Title and text where nobody is left to remove."""
+    return {"en": "You are not subscribed", "ja": "登録されていません"}, {
+        "en": f"The subscription to {name} that this link belongs to has already ended.",
+        "ja": f"このリンクに対応する {name} の登録は、すでに解除されています。",
+    }
 
 
 def _unknown(request: HttpRequest) -> HttpResponse:
