@@ -187,6 +187,19 @@ class Visitor:
         self.press("#sign-in")
         self.page.wait_for_url(f"{SITE}/**")
 
+    def subscribe(self, mailing_list: str, address: str | None = None) -> None:
+        """Ask on a list's page for a subscription of an own address; without one, of the primary address."""
+        self.visit(page_of(mailing_list))
+        choice = {"value": address} if address else {"index": 0}
+        self.page.select_option("[name=subscriber]", **choice)
+        self.page.check("[name=delivery_status][value=enabled]")
+        self.press("form[action$='/subscribe'] [type=submit]")
+
+
+def page_of(address: str) -> str:
+    """Path of a list's page in the web interface."""
+    return f"/mailman3/lists/{address.replace('@', '.')}/"
+
 
 def link(mail: Delivery, path: str) -> str:
     """The one link below a path of the site in a message of the web interface or the list host."""

@@ -12,10 +12,6 @@ ADMINISTRATION = "/mailman3/system/"
 ADMINISTRATORS = ["members", "mail-admins"]
 
 
-def page_of(address: str) -> str:
-    return f"/mailman3/lists/{address.replace('@', '.')}/"
-
-
 def address_line(visitor, address: str):
     """What the account says of one of its addresses."""
     visitor.visit("/accounts/email/")
@@ -122,10 +118,7 @@ def test_second_address_of_an_account_may_be_the_one_that_is_subscribed(visit, e
     with visit() as taro:
         taro.sign_in("taro")
         add_address(taro, estate, newcomer)
-        taro.visit(page_of(DEV))
-        taro.page.select_option("[name=subscriber]", newcomer)
-        taro.page.check("[name=delivery_status][value=enabled]")
-        taro.press("form[action$='/subscribe'] [type=submit]")
+        taro.subscribe(DEV, newcomer)
         assert "You are subscribed" in taro.notices()
         wait(lambda: mailing_list.member(newcomer), 20, f"membership of {newcomer}")
         assert mailing_list.member("taro@example.org") is None
@@ -141,17 +134,11 @@ def test_organisation_rule_holds_for_the_second_address_of_a_member(visit, estat
     with visit() as taro:
         taro.sign_in("taro")
         add_address(taro, estate, newcomer)
-        taro.visit(page_of(STAFF))
-        taro.page.select_option("[name=subscriber]", newcomer)
-        taro.page.check("[name=delivery_status][value=enabled]")
-        taro.press("form[action$='/subscribe'] [type=submit]")
+        taro.subscribe(STAFF, newcomer)
         assert "sfc.example.org" in taro.notices()
         assert mailing_list.member(newcomer) is None
         try:
-            taro.visit(page_of(STAFF))
-            taro.page.select_option("[name=subscriber]", index=0)  # the primary address, whichever that is
-            taro.page.check("[name=delivery_status][value=enabled]")
-            taro.press("form[action$='/subscribe'] [type=submit]")
+            taro.subscribe(STAFF)
             wait(lambda: mailing_list.member("taro@example.org"), 20, "membership of taro")
             make_primary(taro, newcomer)
             assert "sfc.example.org" in taro.notices()

@@ -7,14 +7,10 @@ import io
 import re
 import time
 
-from estatelib.browser import SITE
+from estatelib.browser import SITE, page_of
 from estatelib.waiting import wait
 
 DEV, BOARD, STAFF = "dev@ml.example.org", "board@ml.example.org", "staff@ml.example.org"
-
-
-def page_of(address: str) -> str:
-    return f"/mailman3/lists/{address.replace('@', '.')}/"
 
 
 def ask_to_join(guest, address: str, email: str) -> None:
@@ -51,10 +47,7 @@ def test_subscription_to_a_closed_list_waits_until_its_owner_says_yes_in_the_bro
     try:
         with visit("taro") as taro:
             taro.sign_in("taro")
-            taro.visit(page_of(BOARD))
-            taro.page.select_option("[name=subscriber]", address)
-            taro.page.check("[name=delivery_status][value=enabled]")
-            taro.press("form[action$='/subscribe'] [type=submit]")
+            taro.subscribe(BOARD, address)
             assert "waiting for moderator" in taro.notices()
         assert mailing_list.member(address) is None
         with visit("owner") as alice:
