@@ -4,7 +4,6 @@
                        before, ``count`` answers ``{"copies": n, "messages": n, "last": time}`` with copies that differ
                        in recipient or Message-ID, ``doubled`` ``[recipient, Message-ID, queue ids]`` of those that
                        came more than once. It ends when stdin ends.
-``rest``               one REST call ``[method, path, body]`` on stdin, with the credential of mailman.cfg.
 ``post``               hand messages to Mailman by LMTP, again after 4xx and cut connections, as Postfix does;
                        ``[list address, size, how many]`` on stdin.
 ``alone``              hand one message to Postfix; ``[sender, recipients, size]`` on stdin.
@@ -13,15 +12,12 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import re
 import smtplib
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 import uuid
 from typing import Any
 
@@ -98,24 +94,6 @@ async def sink(address: str, port: int) -> None:
 # --- the list host ----------------------------------------------------------------------------------------------------
 
 
-def rest(method: str, path: str, body: Any) -> Any:
-    """Status and answer of one call."""
-    with open("/etc/mailman3/mailman.cfg", encoding="utf-8") as file:
-        config = file.read()
-    user, password = (re.findall(rf"^admin_{name}\s*[:=]\s*(\S+)", config, re.M)[0] for name in ("user", "pass"))
-    request = urllib.request.Request(f"http://127.0.0.1:8001/3.1/{path}", method=method)
-    token = base64.b64encode(f"{user}:{password}".encode()).decode()
-    request.add_header("Authorization", f"Basic {token}")
-    if body is not None:
-        request.data = json.dumps(body).encode()
-        request.add_header("Content-Type", "application/json")
-    try:
-        with urllib.request.urlopen(request, timeout=300) as answer:
-            return [answer.status, answer.read().decode()]
-    except urllib.error.HTTPError as error:
-        return [error.code, error.read().decode()]
-
-
 def message(to: str, size: int) -> bytes:
     """A post of about this size in bytes, by somebody of a domain of this lab."""
     head = (
@@ -147,9 +125,7 @@ def main() -> None:
         return
     given = json.load(sys.stdin)
     begun = time.time()
-    if command == "rest":
-        say(rest(*given))
-    elif command == "post":
+    if command == "post":
         address, size, count = given
         for _ in range(count):
             post(address, message(address, size))

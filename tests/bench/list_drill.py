@@ -15,15 +15,16 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import json
 import sys
 import time
 from collections import Counter
 
 from benchlib import BenchError, ends_tidily, podman
-from list_fanout import FanoutSink, ListHost
+from list_fanout import LIST_HOST, FanoutSink, ListHost
 
-HOST = "lab-ml"
+from estatelib.hosts import CommandFailedError
+from estatelib.lists import RestError, queues
+
 SIZE = 2048
 PATIENCE = 600  # seconds for all of it
 AROUND = 5  # seconds around a kill in which a hand-over may have been cut
@@ -49,31 +50,34 @@ def drill(host: ListHost, sink: FanoutSink, members: list[str], posts: int, roun
         for number, name in enumerate(kills, 1):
             _wait_for(sink, wanted * number // (len(kills) + 1), deadline)
             killed.append((time.time(), name))
-            podman(host.container, "sh", "-c", VICTIMS[name])
+            podman(LIST_HOST, "sh", "-c", VICTIMS[name])
             print(f"  {sink.ask('count')['copies']} of {wanted} copies: killed {name}", flush=True)
         posting.result()
-        _wait_for(sink, wanted, deadline, host)
+        _wait_for(sink, wanted, deadline, flush=True)
         time.sleep(5)  # a second copy
         doubled = sink.ask("doubled")
-        queues = {
-            row["name"]: row["count"] for row in json.loads(host.run("rest", ["GET", "queues", None])[1])["entries"]
-        }
+        left = queues()
     copies = sink.ask("count")["copies"]
     by_postfix = [ids for _, _, ids in doubled if len(set(ids)) == 1]
     by_mailman = Counter(_cause(min(ids, key=_taken), killed) for _, _, ids in doubled if len(set(ids)) > 1)
-    print(f"{copies} of {wanted} copies; shunted {queues['shunt']}, bad {queues['bad']}")
+    print(f"{copies} of {wanted} copies; shunted {left['shunt']}, bad {left['bad']}")
     print(f"came twice: {len(by_postfix)} delivered twice by Postfix, and handed over twice:")
     for cause, times in by_mailman.items():
         print(f"  {times} × {cause or 'UNEXPLAINED'}")
     explained = all(cause and times <= IN_FLIGHT for cause, times in by_mailman.items())
-    return copies == wanted and explained and not queues["shunt"] and not queues["bad"]
+    return copies == wanted and explained and not left["shunt"] and not left["bad"]
 
 
 def _taken(queue_id: str) -> float:
     """UNIX time at which Postfix took a message: its long queue id begins with seconds and microseconds."""
-    seconds, micro = (sum(BASE_52.index(c) * 52**n for n, c in enumerate(reversed(part))) for part in
-                      (queue_id[:6], queue_id[6:10]))  # fmt: skip
-    return seconds + micro / 1e6
+    return _number(queue_id[:6]) + _number(queue_id[6:10]) / 1e6
+
+
+def _number(digits: str) -> int:
+    value = 0
+    for digit in digits:
+        value = value * len(BASE_52) + BASE_52.index(digit)
+    return value
 
 
 def _cause(queue_id: str, killed: list[tuple[float, str]]) -> str:
@@ -82,14 +86,14 @@ def _cause(queue_id: str, killed: list[tuple[float, str]]) -> str:
     return f"{near[0][1]}, killed at {time.strftime('%T', time.localtime(near[0][0]))}" if near else ""
 
 
-def _wait_for(sink: FanoutSink, copies: int, deadline: float, host: ListHost | None = None) -> None:
-    """Wait for so many copies; with a host its Postfix is asked to try again at once what waits for its turn."""
+def _wait_for(sink: FanoutSink, copies: int, deadline: float, flush: bool = False) -> None:
+    """Wait for so many copies; with ``flush`` Postfix is asked to try again at once what waits for its turn."""
     while (came := sink.ask("count")["copies"]) < copies:
         if time.monotonic() > deadline:
             raise BenchError(f"{came} of {copies} copies came within {PATIENCE} s")
-        if host:
-            podman(host.container, "postqueue", "-f", check=False)
-        time.sleep(2 if host else 0.2)
+        if flush:
+            podman(LIST_HOST, "postqueue", "-f", check=False)
+        time.sleep(2 if flush else 0.2)
 
 
 def main() -> int:
@@ -105,10 +109,10 @@ def main() -> int:
         with ends_tidily():
             sink = FanoutSink()
             try:
-                good = drill(ListHost(HOST), sink, members, options.posts, options.rounds, options.kind)
+                good = drill(ListHost(), sink, members, options.posts, options.rounds, options.kind)
             finally:
                 sink.close()
-    except BenchError as error:
+    except (BenchError, CommandFailedError, RestError) as error:
         print(f"drill: {error}", file=sys.stderr)
         return 2
     print("met" if good else "NOT MET")

@@ -22,6 +22,9 @@ from typing import Any
 
 from benchlib import SINK, Agent, BenchError, agent, ends_tidily, new_run, podman
 
+from estatelib.hosts import CommandFailedError
+from estatelib.lists import RestError, rest
+
 LIST_HOST = "lab-ml"
 DOMAIN = "ml.example.org"
 KINDS = {"batched": ("none", 12.0), "personalised": ("individual", 90.0)}  # personalize, bar in seconds
@@ -44,18 +47,10 @@ class FanoutSink(Agent):
 class ListHost:
     """The list host under test."""
 
-    def __init__(self, container: str) -> None:
-        self.container = container
-
     def run(self, command: str, given: Any, timeout: float = 330) -> Any:
         program = agent("fanout_agent")
-        text = podman(self.container, "python3", "-c", program, command, stdin=json.dumps(given), timeout=timeout)
+        text = podman(LIST_HOST, "python3", "-c", program, command, stdin=json.dumps(given), timeout=timeout)
         return json.loads(text)
-
-    def rest(self, method: str, path: str, body: Any, *expected: int) -> None:
-        status, answer = self.run("rest", [method, path, body])
-        if status not in expected:
-            raise BenchError(f"{self.container}: {method} {path}: {status} {answer[:300]}")
 
     @contextlib.contextmanager
     def lists(self, members: list[str]) -> Iterator[dict[str, str]]:
@@ -63,22 +58,31 @@ class ListHost:
         names = {kind: f"fanout-{kind}" for kind in KINDS}
         try:
             for kind, name in names.items():
-                self.rest("DELETE", f"lists/{name}@{DOMAIN}", None, 204, 404)
-                self.rest("POST", "lists", {"fqdn_listname": f"{name}@{DOMAIN}"}, 201)
+                self.forget(name)
+                rest("POST", "lists", {"fqdn_listname": f"{name}@{DOMAIN}"})
                 settings = {
                     "personalize": KINDS[kind][0],
                     "default_nonmember_action": "accept",
                     "archive_policy": "never",
                     "advertised": False,
                 }
-                self.rest("PATCH", f"lists/{name}.{DOMAIN}/config", settings, 204)
+                rest("PATCH", f"lists/{name}.{DOMAIN}/config", data=settings)
                 for start in range(0, len(members), 2000):
                     rows = [{"email": member} for member in members[start : start + 2000]]
-                    self.rest("POST", f"plugins/estate/lists/{name}.{DOMAIN}/roster", {"add": rows}, 200)
+                    rest("POST", f"plugins/estate/lists/{name}.{DOMAIN}/roster", data={"add": rows})
             yield {kind: f"{name}@{DOMAIN}" for kind, name in names.items()}
         finally:
             for name in names.values():
-                self.rest("DELETE", f"lists/{name}@{DOMAIN}", None, 204, 404)
+                self.forget(name)
+
+    @staticmethod
+    def forget(name: str) -> None:
+        """Remove a list; nothing happens when there is none."""
+        try:
+            rest("DELETE", f"lists/{name}@{DOMAIN}")
+        except RestError as error:
+            if error.status != 404:
+                raise
 
     @contextlib.contextmanager
     def mail_to_the_sink(self) -> Iterator[None]:
@@ -88,14 +92,14 @@ class ListHost:
         script = f"""cp -p {MAIN_CF} {KEPT} && postconf -e "transport_maps={sink}, $(postconf -xh transport_maps)" &&
             postfix reload"""
         try:
-            podman(self.container, "sh", "-c", script)
+            podman(LIST_HOST, "sh", "-c", script)
             time.sleep(2)
             yield
         finally:
             self.restore()
 
     def restore(self) -> None:
-        podman(self.container, "sh", "-c", f"if [ -e {KEPT} ]; then mv {KEPT} {MAIN_CF} && postfix reload; fi")
+        podman(LIST_HOST, "sh", "-c", f"if [ -e {KEPT} ]; then mv {KEPT} {MAIN_CF} && postfix reload; fi")
 
 
 def seconds_to_all(sink: FanoutSink, begun: float, count: int, patience: float) -> float:
@@ -132,14 +136,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--members", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--container", default=LIST_HOST, help="the list host")
     options = parser.parse_args()
     members = [f"fanout{number}@load.example.org" for number in range(options.members)]
-    print(f"One post to {options.members} members on {options.container}, median of {options.rounds} rounds")
+    print(f"One post to {options.members} members on {LIST_HOST}, median of {options.rounds} rounds")
     with ends_tidily():
         sink = FanoutSink()
         try:
-            times = measure(ListHost(options.container), sink, members, options.rounds)
+            times = measure(ListHost(), sink, members, options.rounds)
         finally:
             sink.close()
     alone = statistics.median(times["alone"])
@@ -156,6 +159,6 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except BenchError as error:
+    except (BenchError, CommandFailedError, RestError) as error:
         print(f"list_fanout: {error}", file=sys.stderr)
         sys.exit(1 if "recipients" in str(error) else 2)
