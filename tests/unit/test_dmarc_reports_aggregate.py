@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmarc_reports.aggregate import DNS_FAILED, Published, aggregate, day_bounds, record_tags
+from dmarc_reports.aggregate import DNS_FAILED, Published, aggregate, day_bounds
 from dmarc_reports.events import Event, Override, Policy, Signature, Spf
+from estate_arc_policy import record_tags
 
 DAY = date(2026, 11, 24)
 NOON = int(datetime(2026, 11, 24, 12, tzinfo=UTC).timestamp())

@@ -53,16 +53,27 @@ class Record:
     """False where p, sp or np is wrong and there is no rua: such a record asks for nothing."""
 
 
-def parse_record(domain: str, raw: bytes) -> Record | None:
-    """Read one TXT record; None if it is not a DMARC record (it does not start with v=DMARC1)."""
-    text = raw.decode("utf-8", "replace")
-    if len(text) > MAX_RECORD or not re.match(r"\s*v\s*=\s*DMARC1\s*(;|\Z)", text):
-        return None
+def is_record(text: str) -> bool:
+    """Whether a TXT record speaks of DMARC (RFC 9989 §4.7: it starts with the version)."""
+    return re.match(r"\s*v\s*=\s*DMARC1\s*(;|\Z)", text) is not None
+
+
+def record_tags(text: str) -> dict[str, str]:
+    """The tags of a DMARC record, names in lower case; the first of a name counts (RFC 9989 §4.7)."""
     tags: dict[str, str] = {}
-    for part in text.split(";")[1:]:
+    for part in text.split(";"):
         name, equals, value = part.partition("=")
         if equals:
             tags.setdefault(name.strip().lower(), value.strip())
+    return tags
+
+
+def parse_record(domain: str, raw: bytes) -> Record | None:
+    """Read one TXT record; None if it is not a DMARC record (it does not start with v=DMARC1)."""
+    text = raw.decode("utf-8", "replace")
+    if len(text) > MAX_RECORD or not is_record(text):
+        return None
+    tags = record_tags(text)
     wrong = any(tag in tags and tags[tag].lower() not in POLICIES for tag in ("p", "sp", "np")) or "p" not in tags
     if wrong:
         reported = re.match(r"[a-z][a-z0-9+.-]*:\S", tags.get("rua", ""), re.IGNORECASE) is not None

@@ -16,6 +16,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 
+from estate_arc_policy import record_tags
+
 from .events import Event, Override, Policy, Signature
 
 DAY_SECONDS = 86_400
@@ -24,16 +26,6 @@ MAX_SIGNATURES = 100
 MAX_CONFIGURATIONS = 8
 
 DNS_FAILED = Override("other", "temporary DNS error while alignment was checked")
-
-
-def record_tags(record: str) -> dict[str, str]:
-    """The tags of a DMARC record, names in lower case, the first of a name counts (RFC 9989 §4.7)."""
-    tags: dict[str, str] = {}
-    for part in record.split(";"):
-        name, equals, value = part.partition("=")
-        if equals:
-            tags.setdefault(name.strip().lower(), value.strip())
-    return tags
 
 
 @dataclass(frozen=True)

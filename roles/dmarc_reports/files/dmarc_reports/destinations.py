@@ -14,9 +14,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from urllib.parse import unquote_to_bytes
 
-from estate_arc_policy import TemporaryDnsError, TxtLookup, normal_domain, organizational_domain, walk
-
-from .aggregate import record_tags
+from estate_arc_policy import (
+    TemporaryDnsError,
+    TxtLookup,
+    is_record,
+    normal_domain,
+    organizational_domain,
+    record_tags,
+    walk,
+)
 
 MAX_ADDRESSES = 5
 MAX_NAME = 253
@@ -25,7 +31,6 @@ _SIZE = re.compile(r"(.*)!([0-9]{1,18})([kmgt]?)", re.IGNORECASE | re.DOTALL)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(.*)", re.DOTALL)
 _DOT_ATOM = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*")
 _ESCAPES = re.compile(r"([^%]|%[0-9A-Fa-f]{2})*", re.DOTALL)
-_VERSION = re.compile(r"\s*v\s*=\s*DMARC1\s*(;|\Z)")
 
 
 class Reason(StrEnum):
@@ -173,7 +178,7 @@ def authorise(policy_domain: str, destination: Destination, lookup: TxtLookup) -
     if len(name) > MAX_NAME:
         return refuse(Reason.NOT_AUTHORISED, "the name to ask for is longer than the DNS allows")
     records = sorted(raw.decode("utf-8", "replace") for raw in lookup(name))
-    records = [record for record in records if _VERSION.match(record)]
+    records = [record for record in records if is_record(record)]
     if not records:
         return refuse(Reason.NOT_AUTHORISED, f"no v=DMARC1 at {name}")
     overriding = [rua for record in records if (rua := record_tags(record).get("rua"))]

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from xml.sax.saxutils import escape
 
-from .aggregate import Report, Row, record_tags
+from estate_arc_policy import record_tags
+
+from .aggregate import Report, Row
 
 NAMESPACE = "urn:ietf:params:xml:ns:dmarc-2.0"
 GENERATOR = "estate dmarc_reports 1"
