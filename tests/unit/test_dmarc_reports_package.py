@@ -33,8 +33,7 @@ LONG = ".".join(["x" * 60] * 4)
 
 def built(report: Report = REPORT, to: Destination = TO, max_bytes: int = 10_000_000, **changes):
     sender = replace(SENDER, **changes)
-    xml = render(report, sender.reporter, package.report_id(report, sender.submitter))
-    return package.build(report, xml, sender, to, key=KEY, now=NOW, max_bytes=max_bytes)
+    return package.build(package.freeze(report, sender), sender, to, key=KEY, now=NOW, max_bytes=max_bytes)
 
 
 def read(mail: package.Mail) -> EmailMessage:
@@ -142,8 +141,8 @@ def test_too_large_for_us_is_no_mail_either():
 
 
 def test_old_form_is_named_in_the_text():
-    xml = render(REPORT, SENDER.reporter, "1", Form.RFC7489)
-    mail = package.build(REPORT, xml, SENDER, TO, key=KEY, now=NOW, max_bytes=10**6, form=Form.RFC7489)
+    old = package.freeze(REPORT, SENDER, Form.RFC7489)
+    mail = package.build(old, SENDER, TO, key=KEY, now=NOW, max_bytes=10**6)
     assert "RFC 7489" in read(mail).get_body(("plain",)).get_content()
 
 

@@ -1,1 +1,1 @@
-"""Daily DMARC aggregate reports from the gateways' events (RFC 9990): no network, no clock, no file, only decisions."""
+"""Daily DMARC aggregate reports from the gateways' events (RFC 9990): made, sent, and what became of them."""

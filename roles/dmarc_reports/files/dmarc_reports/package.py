@@ -23,7 +23,7 @@ from email.policy import SMTP
 
 from .aggregate import Report
 from .destinations import Destination, Reason, Refused
-from .report_xml import Form, Reporter
+from .report_xml import Form, Reporter, render
 
 MAX_LOCAL_PART = 64
 _POLICY = SMTP.clone(cte_type="7bit")
@@ -63,11 +63,29 @@ class Sender:
 
 
 @dataclass(frozen=True)
+class Frozen:
+    """A report as it is kept until it is sent: nothing of it is made again from events or settings."""
+
+    report_id: str
+    policy_domain: str
+    begin: int
+    end: int
+    messages: int
+    records: int
+    form: Form
+    file_name: str
+    subject: str
+    content: bytes
+    """gzip, as sent."""
+
+
+@dataclass(frozen=True)
 class Mail:
     """A mail to hand to the next hop."""
 
     envelope_from: str
     envelope_to: str
+    message_id: str
     content: bytes
     """With CRLF line ends."""
 
@@ -132,52 +150,59 @@ def bounced_recipient(sender: Sender, key: bytes, address: str, recipients: Iter
     return None
 
 
+def freeze(report: Report, sender: Sender, form: Form = Form.RFC9990) -> Frozen:
+    """Make the report as it will be sent. Raises ValueError for one without rows."""
+    number = report_id(report, sender.submitter)
+    return Frozen(
+        report_id=number,
+        policy_domain=report.published.domain,
+        begin=report.begin,
+        end=report.end,
+        messages=report.messages,
+        records=len(report.rows),
+        form=form,
+        file_name=file_name(report, sender.submitter),
+        subject=subject(report, sender.submitter),
+        content=compress(render(report, sender.reporter, number, form)),
+    )
+
+
 def build(
-    report: Report,
-    xml: bytes,
-    sender: Sender,
-    destination: Destination,
-    *,
-    key: bytes,
-    now: datetime,
-    max_bytes: int,
-    form: Form = Form.RFC9990,
+    report: Frozen, sender: Sender, destination: Destination, *, key: bytes, now: datetime, max_bytes: int
 ) -> Mail | Refused:
-    """Make the mail of one report to one destination; `xml` is what `report_xml.render` gave.
+    """Make the mail of one report to one destination.
 
     `max_bytes` is the largest message our own hosts send. A mail larger than that or than the destination wants is not
     made: the size is the whole message's as it travels (RFC 9990: "after compression and after any encoding").
     """
-    number = report_id(report, sender.submitter)
-    return_path = envelope_from(sender, key, number, destination.address)
+    return_path = envelope_from(sender, key, report.report_id, destination.address)
+    message_id = f"<{token(key, report.report_id, destination.address)}@{sender.domain}>"
     message = EmailMessage(policy=_POLICY)
     message["From"] = sender.email
     message["To"] = destination.address
-    message["Subject"] = subject(report, sender.submitter)
+    message["Subject"] = report.subject
     message["Date"] = now.astimezone(UTC)
-    message["Message-ID"] = f"<{token(key, number, destination.address)}@{sender.domain}>"
+    message["Message-ID"] = message_id
     message["Auto-Submitted"] = "auto-generated"
-    message.set_content(_text(report, sender, form))
-    message.add_attachment(
-        compress(xml), maintype="application", subtype="gzip", filename=file_name(report, sender.submitter)
-    )
-    message.set_boundary(f"=_{number}")
+    message.set_content(_text(report, sender))
+    message.add_attachment(report.content, maintype="application", subtype="gzip", filename=report.file_name)
+    message.set_boundary(f"=_{report.report_id}")
     # a long file name in one piece: receivers do not all read the continuations of RFC 2231
     content = message.as_bytes(policy=_POLICY.clone(max_line_length=990))
     limit = min(max_bytes, destination.max_bytes) if destination.max_bytes is not None else max_bytes
     if len(content) > limit:
         detail = f"{len(content)} octets, the limit is {limit}"
         return Refused(f"mailto:{destination.address}"[:200], Reason.TOO_LARGE, detail)
-    return Mail(return_path, destination.address, content)
+    return Mail(return_path, destination.address, message_id, content)
 
 
-def _text(report: Report, sender: Sender, form: Form) -> str:
+def _text(report: Frozen, sender: Sender) -> str:
     first, last = (
         datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M:%S") for moment in (report.begin, report.end)
     )
     return (
-        f"This is a DMARC aggregate report ({'RFC 9990' if form is Form.RFC9990 else 'RFC 7489'}) for\n"
-        f"{report.published.domain}\nby {sender.org_name}, from {first} to {last} UTC:\n"
-        f"{report.messages} messages in {len(report.rows)} rows. It is meant for a program; it was sent because the\n"
+        f"This is a DMARC aggregate report ({'RFC 9990' if report.form is Form.RFC9990 else 'RFC 7489'}) for\n"
+        f"{report.policy_domain}\nby {sender.org_name}, from {first} to {last} UTC:\n"
+        f"{report.messages} messages in {report.records} rows. It is meant for a program; it was sent because the\n"
         f"domain's DMARC record asks for it (rua=). Questions: {sender.email}\n"
     )
