@@ -8,6 +8,7 @@
     dmarc-reports status             what is done and what waits
     dmarc-reports show REPORT-ID     a report's XML
     dmarc-reports survey YYYY-MM     what became of a month's reports, as a text
+    dmarc-reports check              whether the configuration can be used
 
 Exit status: 0 done, 1 something went wrong, 2 wrong usage or configuration, 75 the database does not answer.
 """
@@ -127,7 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--config", type=Path, default=CONFIG)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("serve", "close", "send", "settle", "tidy", "status"):
+    for name in ("serve", "close", "send", "settle", "tidy", "status", "check"):
         commands.add_parser(name)
     commands.add_parser("show").add_argument("report_id")
     commands.add_parser("survey").add_argument("month")
@@ -139,6 +140,8 @@ def main(arguments: list[str] | None = None) -> int:
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 2
+    if options.command == "check":
+        return 0
     if options.command == "serve":
         return serve(settings)
     try:
