@@ -18,7 +18,8 @@ AUTHOR, READER = "user@example.edu", "taro@example.org"
 
 def search(visitor, mailing_list: str, words: str, subject: str) -> None:
     """Type words into the archive's search box until the post is found; the index follows the post by seconds."""
-    visitor.visit(f"/archives/list/{mailing_list}/")
+    # The archive of a new list is closed until core has said what the list is.
+    wait(lambda: visitor.visit(f"/archives/list/{mailing_list}/") == 200, 60, f"the archive of {mailing_list}", pause=1)
 
     def found() -> bool:
         visitor.page.fill("form[name=search] [name=q]", words)
