@@ -29,16 +29,14 @@ class CryptoPan:
         if len(key) != KEY_BYTES:
             raise ValueError(f"Crypto-PAn takes {KEY_BYTES} octets of key")
         # each block is encrypted alone: ECB is what the scheme asks for
-        self._encrypt = Cipher(algorithms.AES(key[:16]), modes.ECB()).encryptor()  # noqa: S305
+        self._encrypt = Cipher(algorithms.AES(key[:16]), modes.ECB()).encryptor()
         self._padding = int.from_bytes(self._encrypt.update(key[16:]), "big")
         self._masks = [(1 << (128 - bits)) - 1 for bits in range(128)]
 
     def number(self, value: int, bits: int) -> int:
         """Anonymise an address of 32 or 128 bits, given and returned as a number."""
         address, padding = value << (128 - bits), self._padding
-        blocks = b"".join(
-            ((address & ~mask) | (padding & mask)).to_bytes(16, "big") for mask in self._masks[:bits]
-        )
+        blocks = b"".join(((address & ~mask) | (padding & mask)).to_bytes(16, "big") for mask in self._masks[:bits])
         flips = int("".join("1" if octet & 0x80 else "0" for octet in self._encrypt.update(blocks)[::16]), 2)
         return value ^ flips
 
@@ -129,7 +127,9 @@ class Mask:
             address = ipaddress.ip_address(text)
             if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
                 address = address.ipv4_mapped
-            inside = (kind for network, kind in self._senders if network.version == address.version and address in network)
+            inside = (
+                kind for network, kind in self._senders if network.version == address.version and address in network
+            )
             kind = next(inside, "")
             pan = self._pan[address.version, kind == "own"]
             replaced = str(type(address)(pan.number(int(address), address.max_prefixlen)))
