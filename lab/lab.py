@@ -51,8 +51,11 @@ CAP_SYS_RESOURCE = 24
 SSH_WAIT = 60  # seconds for a new container to answer on port 22
 
 #: What a site keeps in its vault: private keys (RSA) and other secrets, and the members that have client certificates.
-PRIVATE_KEYS = ("arc", "list-arc", "2026a._domainkey.ml.example.org")
-SECRETS = ("srs", "list-rest", "list-archiver", "list-web", "list-unsubscribe", "list-oidc")
+PRIVATE_KEYS = ("arc", "list-arc", "2026a._domainkey.ml.example.org", "2026a._domainkey.rua.example.org")
+SECRETS = (
+    *("srs", "list-rest", "list-archiver", "list-web", "list-unsubscribe", "list-oidc"),
+    *("dmarc-events", "dmarc-reports", "grafana", "grafana-database"),
+)
 MEMBERS = ("alice", "olga")
 
 #: What a freshly installed server has, and no more: role scenarios converge on bare hosts.

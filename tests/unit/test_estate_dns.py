@@ -216,10 +216,10 @@ def test_spf_includes_of_other_domains_cost_one_look_up_each(model):
 
 def test_dmarc_records_begin_with_version_and_policy_and_have_no_pct(zone):
     assert values(zone, "_dmarc.example.org", "TXT") == [
-        "v=DMARC1; p=none; sp=none; np=reject; rua=mailto:dmarc-reports@example.org"
+        "v=DMARC1; p=none; sp=none; np=reject; rua=mailto:dmarc@rua.example.org"
     ]
     assert values(zone, "_dmarc.sfc.example.org", "TXT") == [
-        "v=DMARC1; p=quarantine; sp=quarantine; np=reject; rua=mailto:dmarc-reports@example.org"
+        "v=DMARC1; p=quarantine; sp=quarantine; np=reject; rua=mailto:dmarc@rua.example.org"
     ]
     assert values(zone, "_dmarc.srs.example.org", "TXT") == ["v=DMARC1; p=reject; sp=reject; np=reject"]
     assert values(zone, "_dmarc.load.example.org", "TXT") == ["v=DMARC1; p=reject; sp=reject; np=reject"]

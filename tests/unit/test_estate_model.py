@@ -20,7 +20,7 @@ def test_every_filter_has_a_name_and_a_sentence():
 
 def test_relay_domains_are_those_that_receive(model):
     assert FILTERS["estate_relay_domains"](model) == [
-        "example.org", "load.example.org", "member.example.org", "ml.example.org", "sfc.example.org"
+        "example.org", "load.example.org", "member.example.org", "ml.example.org", "rua.example.org", "sfc.example.org"
     ]  # fmt: skip
 
 
@@ -36,6 +36,7 @@ def test_transport_names_the_next_hop_without_mx_look_up(model):
         "load.example.org": "smtp:[198.18.25.111]:25",
         "member.example.org": "smtp:[mx.member.example.org]:25",
         "ml.example.org": "smtp:[ml.example.org]:25",
+        "rua.example.org": "smtp:[analytics.example.org]:25",
         "sfc.example.org": "smtp:[mail.example.org]:25",
     }
 
@@ -47,7 +48,7 @@ def test_transport_to_a_port_and_to_an_ipv6_address(model):
 
 def test_recipients_are_addresses_where_listed_and_whole_domains_where_not(model):
     assert FILTERS["estate_relay_recipients"](model) == [
-        "@example.org", "@load.example.org", "@member.example.org", "@ml.example.org",
+        "@example.org", "@load.example.org", "@member.example.org", "@ml.example.org", "@rua.example.org",
         "hanako@sfc.example.org", "postmaster@sfc.example.org",
     ]  # fmt: skip
 
@@ -63,7 +64,9 @@ def test_recipients_left_out_means_verify(model):
 
 
 def test_verified_domains(model):
-    assert FILTERS["estate_verify_domains"](model) == ["example.org", "member.example.org", "ml.example.org"]
+    assert FILTERS["estate_verify_domains"](model) == [
+        "example.org", "member.example.org", "ml.example.org", "rua.example.org"
+    ]  # fmt: skip
 
 
 def test_results_do_not_depend_on_the_order_of_the_data(model):
