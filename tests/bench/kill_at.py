@@ -13,6 +13,7 @@ import os
 import runpy
 import signal
 import sys
+import threading
 from types import FrameType
 from typing import Any
 
@@ -31,6 +32,7 @@ def main() -> int:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.argv = ["dmarc-reports", *sys.argv[3:]]
+    threading.setprofile(watch)
     sys.setprofile(watch)
     try:
         runpy.run_module("dmarc_reports", run_name="__main__", alter_sys=True)
