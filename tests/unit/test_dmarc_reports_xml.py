@@ -6,7 +6,7 @@ from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
-from dmarc_report_schema import NEW, OLD, faults, read
+from dmarc_report_schema import faults, read
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -168,8 +168,6 @@ def test_any_content_gives_a_report_of_the_right_structure(rows, org_name, recor
 def test_the_checker_of_this_file_finds_faults(form):
     """A check that finds nothing proves nothing."""
     text = render(with_row(), Reporter("Example", "dmarc@example.org"), "1", form).decode()
-    namespace = f"{{{NAMESPACE}}}" if form is Form.RFC9990 else ""
-    rules = NEW if form is Form.RFC9990 else OLD
     for old, new in [
         ("<count>1</count>", ""),
         ("<count>1</count>", "<count>1</count><count>1</count>"),
@@ -179,4 +177,5 @@ def test_the_checker_of_this_file_finds_faults(form):
         ("<feedback", '<feedback lang="en"'),
         ("<auth_results>", "<auth_results>x"),
     ]:
-        assert faults(ElementTree.fromstring(text.replace(old, new)), rules, namespace), (old, new)
+        assert old in text
+        assert faults(text.replace(old, new).encode()), (old, new)
