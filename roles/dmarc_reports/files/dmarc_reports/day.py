@@ -16,7 +16,7 @@ from itertools import chain, groupby
 from estate_arc_policy import TemporaryDnsError
 
 from .aggregate import DAY_SECONDS, aggregate
-from .destinations import Reason, Rules, covered, parse_rua, resolve
+from .destinations import Reason, Rules, covered, resolve
 from .events import Event, EventError, parse_line
 from .package import Frozen, freeze
 from .report_xml import Form
@@ -103,11 +103,10 @@ def _ask_later(name: str) -> tuple[bytes, ...]:
 
 def plan(policy_domain: str, rua: str, rules: Rules) -> list[Planned]:
     """What can be said about the addresses of a `rua` without the DNS."""
-    addresses = {f"mailto:{one.address}"[:200]: one for one in parse_rua(rua, rules.max_addresses).taken}
     found = resolve(policy_domain, rua, _ask_later, rules)
     planned = [Planned(one.address, one.domain, checked=True, max_bytes=one.max_bytes) for one in found.taken]
     for refused in found.refused:
-        one = addresses.get(refused.uri)
+        one = refused.destination
         if one is not None and refused.reason is Reason.DNS_TEMPERROR:
             planned.append(Planned(one.address, one.domain, max_bytes=one.max_bytes))
         else:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from urllib.parse import unquote_to_bytes
 
@@ -75,6 +75,8 @@ class Refused:
     uri: str
     reason: Reason
     detail: str
+    destination: Destination | None = field(default=None, compare=False)
+    """The address as read, where it could be read and was the first of its kind."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,10 @@ def parse_rua(rua: str, max_addresses: int = MAX_ADDRESSES) -> Destinations:
     return Destinations(tuple(taken.values()), tuple(refused))
 
 
+def _refusal(destination: Destination, reason: Reason, detail: str) -> Refused:
+    return Refused(f"mailto:{destination.address}"[:200], reason, detail, destination)
+
+
 def same_organization(policy_domain: str, destination: str, lookup: TxtLookup) -> bool:
     """Whether two domains have one organizational domain (RFC 9989 §4.10.2). Raises TemporaryDnsError."""
     if policy_domain == destination:
@@ -172,7 +178,7 @@ def authorise(policy_domain: str, destination: Destination, lookup: TxtLookup) -
     """
 
     def refuse(reason: Reason, detail: str) -> Destinations:
-        return Destinations(refused=(Refused(f"mailto:{destination.address}"[:200], reason, detail),))
+        return Destinations(refused=(_refusal(destination, reason, detail),))
 
     name = f"{policy_domain}._report._dmarc.{destination.domain}"
     if len(name) > MAX_NAME:
@@ -199,12 +205,11 @@ def resolve(policy_domain: str, rua: str, lookup: TxtLookup, rules: Rules | None
     taken: dict[str, Destination] = {}
     refused = list(parsed.refused)
     for destination in parsed.taken:
-        uri = f"mailto:{destination.address}"[:200]
         if covered(policy_domain, rules.excluded) or covered(destination.domain, rules.excluded):
-            refused.append(Refused(uri, Reason.EXCLUDED, "excluded here"))
+            refused.append(_refusal(destination, Reason.EXCLUDED, "excluded here"))
             continue
         if covered(policy_domain, rules.own) and covered(destination.domain, rules.own):
-            refused.append(Refused(uri, Reason.OWN, "a report about us to us"))
+            refused.append(_refusal(destination, Reason.OWN, "a report about us to us"))
             continue
         try:
             if same_organization(policy_domain, destination.domain, lookup):
@@ -212,14 +217,14 @@ def resolve(policy_domain: str, rua: str, lookup: TxtLookup, rules: Rules | None
             else:
                 found = authorise(policy_domain, destination, lookup)
         except TemporaryDnsError as error:
-            refused.append(Refused(uri, Reason.DNS_TEMPERROR, f"no answer from the DNS: {error}"))
+            refused.append(_refusal(destination, Reason.DNS_TEMPERROR, f"no answer from the DNS: {error}"))
             continue
         refused.extend(found.refused)
         for one in found.taken:
             if one.address in taken:
-                refused.append(Refused(uri, Reason.DUPLICATE, f"{one.address} gets it already"))
+                refused.append(_refusal(destination, Reason.DUPLICATE, f"{one.address} gets it already"))
             elif len(taken) >= rules.max_addresses:
-                refused.append(Refused(uri, Reason.TOO_MANY, f"more than {rules.max_addresses} addresses"))
+                refused.append(_refusal(destination, Reason.TOO_MANY, f"more than {rules.max_addresses} addresses"))
             else:
                 taken[one.address] = one
     return Destinations(tuple(taken.values()), tuple(refused))

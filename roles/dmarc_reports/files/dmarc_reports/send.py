@@ -84,22 +84,22 @@ def judge(waiting: Iterable[Delivery], found: Destinations, mailboxes: Iterable[
     A delivery that is neither taken nor refused was overridden: it goes to an address that its domain named instead.
     """
     taken = {one.address: one for one in found.taken}
-    refused = {one.uri: one for one in reversed(found.refused)}
+    refused = {one.destination.address: one for one in found.refused if one.destination is not None}
     new = [one for one in found.taken if one.address not in set(mailboxes)]
     authorised: list[tuple[Delivery, Destination]] = []
     settled: list[tuple[Delivery, Refused]] = []
     again: list[tuple[Delivery, Refused]] = []
     for delivery in waiting:
-        uri = f"mailto:{delivery.recipient}"[:200]
         if delivery.recipient in taken:
             authorised.append((delivery, taken[delivery.recipient]))
-        elif uri in refused:
-            (again if refused[uri].reason.temporary else settled).append((delivery, refused[uri]))
+        elif refusal := refused.get(delivery.recipient):
+            (again if refusal.reason.temporary else settled).append((delivery, refusal))
         elif other := next((one for one in new if one.domain == delivery.recipient_domain), None):
             new.remove(other)
             authorised.append((delivery, other))
         else:
-            settled.append((delivery, Refused(uri, Reason.DUPLICATE, "what it names instead gets the report already")))
+            detail = "what its domain names instead gets the report already"
+            settled.append((delivery, Refused(delivery.recipient, Reason.DUPLICATE, detail)))
     return Verdict(tuple(authorised), tuple(settled), tuple(again), tuple(new))
 
 
