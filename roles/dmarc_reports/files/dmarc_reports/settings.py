@@ -47,6 +47,9 @@ class Settings:
     dns_servers: tuple[str, ...]
     bounces: Path
     """Maildir of what comes back."""
+    pause_failures: int
+    """So many failures in a row, over so many days, and a domain is left alone for a while."""
+    pause_days: int
     keep_content_days: int
     keep_events_days: int
     keep_reports_days: int
@@ -84,6 +87,8 @@ class Settings:
                 unsure=timedelta(seconds=content["unsure_seconds"]),
                 dns_servers=tuple(content["dns_servers"]),
                 bounces=Path(content["bounces"]),
+                pause_failures=content["pause_failures"],
+                pause_days=content["pause_days"],
                 keep_content_days=content["keep_content_days"],
                 keep_events_days=content["keep_events_days"],
                 keep_reports_days=content["keep_reports_days"],
