@@ -29,7 +29,7 @@ SETTINGS = Settings(
     rules=Rules(), rfc7489_receivers=("old.example.com",), gateways=GATEWAYS, wait=WAIT, catch_up_days=14,
     spread=timedelta(hours=4), per_minute=60, max_bytes=10**7, smtp_host="127.0.0.1", smtp_port=10025,
     syslog_name="postfix", unsure=timedelta(minutes=10), dns_servers=("127.0.0.1",), bounces=Path("/nowhere"),
-    keep_content_days=30, keep_events_days=60, keep_reports_days=400,
+    pause_failures=5, pause_days=5, keep_content_days=30, keep_events_days=60, keep_reports_days=400,
 )  # fmt: skip
 
 
