@@ -6,12 +6,13 @@ The data description, the types of both formats and the check of the finished fi
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
-from dmarc_reports.events import DISPOSITIONS, DKIM_RESULTS, OVERRIDES, SPF_RESULTS, Event, Signature
+from dmarc_reports.events import DISPOSITIONS, DKIM_RESULTS, OVERRIDES, SPF_RESULTS, Event, Policy, Signature
 
 from .export_mask import Groups, Mask, round_count, round_time
 
@@ -156,11 +157,12 @@ class Rules:
 def event_row(event: Event, mask: Mask, rules: Rules) -> list[Cell]:
     """The masked row of one event."""
     policy, spf = event.policy, event.spf
-    moment = datetime.fromtimestamp(round_time(event.time, rules.hours), UTC)
-    told = min(event.dkim, key=lambda one: (not one.aligned, one.result != "pass", one.domain, one.selector), default=None)
+    told = min(
+        event.dkim, key=lambda one: (not one.aligned, one.result != "pass", one.domain, one.selector), default=None
+    )
     passed = sum(one.result == "pass" for one in event.dkim)
     return [
-        moment.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        _moment(round_time(event.time, rules.hours)),
         mask.gateway(event.gateway),
         *mask.address(event.source_ip),
         mask.name(event.helo),
@@ -168,10 +170,7 @@ def event_row(event: Event, mask: Mask, rules: Rules) -> list[Cell]:
         mask.name(event.envelope_to[0]) if len(event.envelope_to) == 1 else None,
         mask.name(event.header_from),
         event.dns,
-        *((
-            mask.name(policy.domain), policy.discovery_method, policy.p, policy.sp, policy.np, policy.adkim, policy.aspf,
-            policy.t == "y", policy.applied, policy.requested,
-        ) if policy else (None,) * 10),
+        *(_policy(policy, mask) if policy else (None,) * 10),
         *((mask.name(spf.domain), spf.scope, spf.result) if spf else (None,) * 3),
         bool(spf and spf.aligned),
         min(len(event.dkim), MAX_SIGNATURES),
@@ -181,7 +180,19 @@ def event_row(event: Event, mask: Mask, rules: Rules) -> list[Cell]:
         event.dmarc,
         event.disposition,
         event.overrides[0].type if event.overrides else None,
-    ]  # fmt: skip
+    ]
+
+
+@cache
+def _moment(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _policy(policy: Policy, mask: Mask) -> tuple[Cell, ...]:
+    return (
+        mask.name(policy.domain), policy.discovery_method, policy.p, policy.sp, policy.np, policy.adkim, policy.aspf,
+        policy.t == "y", policy.applied, policy.requested,
+    )  # fmt: skip
 
 
 def _signature(one: Signature | None, mask: Mask) -> tuple[Cell, Cell, Cell]:
@@ -203,8 +214,7 @@ def report_row(row: Sequence[Any], mask: Mask, rules: Rules, groups: Groups) -> 
             groups.add((name, str(value)), unit)
     override = overrides.partition(",")[0]
     return [
-        day.isoformat() if isinstance(day, date) else day,
-        mask.reporter(reporter), mask.name(policy_domain), p, sp, np, testing, mask.name(header_from),
+        day, mask.reporter(reporter), mask.name(policy_domain), p, sp, np, testing, mask.name(header_from),
         mask.name(envelope_from or ""), source, kind, country, asn, source_type, spf_aligned, dkim_aligned,
         disposition, forwarded, override if override in REPORTED_OVERRIDES else None,
         round_count(messages, rules.small),
@@ -216,6 +226,3 @@ def _network(ip: str) -> str:
     if ":" not in ip:
         return ip
     return str(ipaddress.ip_network(f"{ip}/64", strict=False))
-
-
-RowMaker = Callable[..., list[Cell]]
