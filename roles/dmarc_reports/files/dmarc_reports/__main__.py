@@ -65,13 +65,15 @@ def tidy(conn: Connection, settings: Settings) -> None:
 
 def settle(conn: Connection, settings: Settings) -> None:
     """See what became of the mails that were handed over."""
-    from . import fates
+    from . import journal
 
-    fates.main(conn, settings)
+    journal.main(conn, settings)
 
 
-def status(conn: Connection) -> None:
+def status(conn: Connection, settings: Settings) -> None:
     """Print what is done and what waits."""
+    from . import bounces
+
     for name, until, at in conn.execute("SELECT gateway, until, at FROM dmarc_reports.watermark ORDER BY 1"):
         print(f"gateway {name}: events until {until:%Y-%m-%d %H:%M} are here, as it said at {at:%Y-%m-%d %H:%M}")
     query = """
@@ -88,6 +90,8 @@ def status(conn: Connection) -> None:
             f"{date}  {events:>6}  {reports:>7}  {late:>4}  {aside:>9}  {waiting:>7}  {sending:>7}  {handed:>6}  "
             f"{settled:>7}  {reason}"
         )
+    for line in bounces.status(settings):
+        print(line)
 
 
 def serve(settings: Settings) -> int:
@@ -163,7 +167,7 @@ def _once(conn: Connection, settings: Settings, options: argparse.Namespace) -> 
         case "tidy":
             tidy(conn, settings)
         case "status":
-            status(conn)
+            status(conn, settings)
         case "show":
             document = store.xml(conn, options.report_id)
             if document is None:
@@ -173,7 +177,7 @@ def _once(conn: Connection, settings: Settings, options: argparse.Namespace) -> 
         case "survey":
             from . import survey
 
-            survey.main(conn, settings, options.month)
+            return survey.main(conn, settings, options.month)
     return 0
 
 

@@ -53,6 +53,8 @@ class Settings:
     keep_content_days: int
     keep_events_days: int
     keep_reports_days: int
+    survey_to: str = ""
+    """Who gets the monthly survey by mail; empty: nobody."""
 
     @classmethod
     def read(cls, path: Path = CONFIG) -> Settings:
@@ -92,6 +94,7 @@ class Settings:
                 keep_content_days=content["keep_content_days"],
                 keep_events_days=content["keep_events_days"],
                 keep_reports_days=content["keep_reports_days"],
+                survey_to=content["survey_to"],
             )
         except KeyError as error:
             raise SettingsError(f"{path} lacks {error}") from error
