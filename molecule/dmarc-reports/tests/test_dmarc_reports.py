@@ -326,7 +326,7 @@ def test_killed_at_any_step_no_event_is_lost_or_doubled_and_each_report_is_sent_
     assert "0 days closed" in world.reports("close")
     for step, count in SENDING:
         assert world.killed_at(step, "send", count), step
-    for step in ("call:dmarc_reports.send:recover", "return:dmarc_reports.send:queue_manager_lines"):
+    for step in ("call:dmarc_reports.send:recover", "return:dmarc_reports.handover:queue_manager_lines"):
         assert world.killed_at("call:dmarc_reports.store:handed", "send"), "something to find out about"
         assert world.killed_at(step, "send"), step
     time.sleep(4)  # until a hand-over that was cut off is certain not to turn up any more

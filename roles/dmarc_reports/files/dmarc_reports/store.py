@@ -8,7 +8,6 @@ from __future__ import annotations
 import gzip
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, LiteralString, cast
 
@@ -18,6 +17,7 @@ from psycopg.rows import class_row, dict_row
 from .aggregate import day_bounds
 from .day import Due, Known, Line, Outcome, Planned, reports, spread
 from .destinations import Destination
+from .handover import Delivery
 from .package import Frozen, Mail
 from .report_xml import Form
 from .settings import Settings
@@ -26,30 +26,6 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 AT_A_TIME = 500
 """Rows fetched or written at a time."""
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """A delivery that is not settled."""
-
-    id: int
-    report_id: str
-    day: date
-    policy_domain: str
-    recipient: str
-    recipient_domain: str
-    attempts: int
-    dns_failures: int
-    checked_at: datetime | None
-    max_bytes: int | None
-    sending_at: datetime | None
-    envelope_from: str | None
-    rua: str
-
-    @property
-    def destination(self) -> Destination:
-        """The recipient, as the core has it."""
-        return Destination(self.recipient.rpartition("@")[0], self.recipient_domain, self.max_bytes)
 
 
 _DELIVERIES = """
