@@ -192,9 +192,9 @@ def classify(dsn: str | None, text: str, *, remote: bool | None = None) -> str:
     temporary = basic[1].startswith("4") if basic else dsn.startswith("4")
     if not remote:
         return _first(LOCAL_RULES, code, text) or ("expired" if temporary else "refused")
-    if basic and basic[1] == "552" and own_code is None and not re.search(_FULL, text, re.IGNORECASE):
-        return "too_large"
     fate = _first(REMOTE_RULES, code, text)
+    if fate is None and basic and basic[1] == "552" and own_code is None:
+        fate = "too_large"
     if not temporary:
         return fate or "refused"
     if fate in _TEMPORARY and not re.search(_BUSY, text, re.IGNORECASE):
