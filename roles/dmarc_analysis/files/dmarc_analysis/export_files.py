@@ -167,13 +167,15 @@ class Check:
             raise LeakError(f"{table}: column {column.name} holds something that is not masked")
 
     def text(self, path: Path, written: str) -> None:
-        """Check a text file: no word of it is an original, but for those that the template itself is made of."""
-        allowed = set(WORD.findall(written))
-        found = set(WORD.findall(path.read_text(encoding="utf-8")))
-        words = {word for word in found - allowed if not FIGURE.fullmatch(word)}
-        stripped = {word.strip(".:-") for word in words} | {word.strip(".:-").lower() for word in words}
-        if leaked := (words | stripped) & self.originals:
+        """Check a text file: beyond what is written there whatever the data are, it holds figures and no original."""
+        words = _words(path.read_text(encoding="utf-8")) - _words(written)
+        leaked = {word for word in words if not FIGURE.fullmatch(word)} & {word.lower() for word in self.originals}
+        if leaked:
             raise LeakError(f"{path.name} holds {len(leaked)} name(s) or address(es) of the period")
+
+
+def _words(text: str) -> set[str]:
+    return {word.strip(".:-").lower() for word in WORD.findall(text)}
 
 
 FORMS = {
@@ -266,12 +268,12 @@ def _markdown(table: str, rows: int, rules: Rules) -> str:
     return "\n".join([*lines, ""])
 
 
-def vocabulary(template: str) -> str:
+def vocabulary(template: str, about: dict[str, Any]) -> str:
     """All words that the two text files hold whatever the data are."""
-    words = [template, Path(__file__).read_text(encoding="utf-8")]
+    words = [template, Path(__file__).read_text(encoding="utf-8"), about["key"], about["created"]]
+    words += [about["from"], about["to"], f"dmarc-{about['from']}-{about['to']}"]
     for table, (title, columns) in TABLES.items():
         words += [table, f"{table}-parquet {table}.csv {table}.parquet {title}"]
         for one in columns:
-            words += [one.name, one.kind, one.about, one.masking, one.pattern, *one.choices]
-            words += [f"{choice}." for choice in one.choices] + [f"{choice}," for choice in one.choices]
+            words += [one.name, one.kind, one.about, one.masking, f"^{one.pattern}$", *one.choices]
     return " ".join(words)
