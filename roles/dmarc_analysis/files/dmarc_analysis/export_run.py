@@ -73,13 +73,13 @@ def _kept_key(path: Path) -> bytes:
 @contextlib.contextmanager
 def whole_or_nothing(target: Path) -> Iterator[Path]:
     """Give a directory beside ``target`` that becomes ``target`` when the block ends well, and vanishes if not."""
-    if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
-        raise UseError(f"{target}: is there already and not an empty directory")
     work = target.parent / f".{target.name}.partial-{os.getpid()}"
     try:
+        if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
+            raise UseError(f"{target}: is there already and not an empty directory")
         work.mkdir(mode=0o700)
     except OSError as error:
-        raise UseError(f"{target.parent}: {error.strerror}") from error
+        raise UseError(f"{error.filename}: {error.strerror}") from error
     try:
         yield work
         for path in work.iterdir():
