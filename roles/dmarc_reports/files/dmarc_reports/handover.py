@@ -138,7 +138,8 @@ def hand_over(mail: Mail, host: str, port: int) -> Handed | NotTaken | Unknown:
     """Give one mail to Postfix (RFC 5321). Raises nothing for trouble with it."""
     given = False
     try:
-        smtp = smtplib.SMTP(host, port, timeout=SMTP_SECONDS)
+        # its own choice of a name would ask the DNS anew for each mail
+        smtp = smtplib.SMTP(host, port, local_hostname=mail.envelope_from.rpartition("@")[2], timeout=SMTP_SECONDS)
     except smtplib.SMTPResponseException as error:
         return NotTaken(_answer(error.smtp_code, error.smtp_error), error.smtp_code)
     except (OSError, smtplib.SMTPException) as error:
