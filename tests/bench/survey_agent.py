@@ -86,7 +86,7 @@ KINDS = (
     Kind("NXDOMAIN", "nxdomain", dns="none"),
     Kind("no MX, no address", "no_mx", dns='{domain}. TXT "v=spf1 -all"'),
     Kind("null MX", "no_mx", dns="{domain}. MX 0 ."),
-    Kind("MX without address", "nxdomain", dns="{domain}. MX 10 nowhere.{domain}."),
+    Kind("MX without address", "no_mx", dns="{domain}. MX 10 nowhere.{domain}."),
     Kind("DNS refuses", "unreachable", dns="refuse"),
     Kind("TLS demanded here", "tls", policy="encrypt"),
     Kind("TLS broken", "tls", policy="encrypt", ehlo=("STARTTLS",)),
@@ -243,7 +243,7 @@ def send_back(what: str, sender: str, recipient: str) -> None:
 
 def run(*command: str, user: str | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a command; its own words when it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, user=user, timeout=120, cwd="/", **options)
+    done = subprocess.run(command, capture_output=True, text=True, user=user, timeout=300, cwd="/", **options)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)[:120]} failed: {(done.stderr or done.stdout).strip()[-800:]}")
     return done

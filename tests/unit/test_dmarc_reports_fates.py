@@ -221,6 +221,14 @@ def test_words_of_a_receiver_are_not_taken_for_our_own_postfix():
     assert fates.classify("5.4.4", SAID + "550 5.4.4 Invalid arguments, nobody@example.com" + TO) != "nxdomain"
 
 
+def test_mail_server_that_does_not_exist_is_not_the_domain():
+    text = (
+        "Host or domain name not found. Name service error for name=mx.example.com type=A: Host not found"
+    )  # fmt: skip
+    assert fates.classify("5.4.4", text, domain="example.com") == "no_mx"
+    assert fates.classify("5.4.4", text, domain="MX.example.com") == "nxdomain"
+
+
 @given(st.one_of(st.none(), st.text(), st.from_regex(r"[245]\.\d{1,3}\.\d{1,3}")), st.text())
 def test_any_words_have_a_fate(dsn, text):
     fate = fates.classify(dsn, text)

@@ -144,6 +144,7 @@ _SAID = re.compile(
     r"(?: \(in reply to [^)]*\))?$",
     re.DOTALL,
 )
+_NAME = re.compile(r"Name service error for name=(\S+)")
 _SUSPENDED = re.compile(r"^(?:delivery temporarily suspended: )+")
 _BASIC = re.compile(r"^([245]\d\d)(?=[ -]|$)")
 _ENHANCED = re.compile(r"(?<![0-9.])([245]\.\d{1,3}\.\d{1,3})(?![0-9.]*\d)")
@@ -171,11 +172,12 @@ def _first(
     return None
 
 
-def classify(dsn: str | None, text: str, *, remote: bool | None = None) -> str:
+def classify(dsn: str | None, text: str, *, remote: bool | None = None, domain: str | None = None) -> str:
     """The fate of a mail that was given up, by its last status code and answer.
 
     `text` is what Postfix has in brackets, or a diagnostic text. `remote` says whose words they are; None: Postfix's
-    own where it does not name a host that said them.
+    own where it does not name a host that said them. `domain` is the recipient's: if another name does not exist, that
+    is the domain's mail server's.
     """
     text = _SUSPENDED.sub("", " ".join(text.split()))
     said = _SAID.match(text)
@@ -191,7 +193,10 @@ def classify(dsn: str | None, text: str, *, remote: bool | None = None) -> str:
     basic = _BASIC.match(text)
     temporary = basic[1].startswith("4") if basic else dsn.startswith("4")
     if not remote:
-        return _first(LOCAL_RULES, code, text) or ("expired" if temporary else "refused")
+        fate = _first(LOCAL_RULES, code, text) or ("expired" if temporary else "refused")
+        name = _NAME.search(text)
+        other = domain is not None and name is not None and name[1].lower() != domain.lower()
+        return "no_mx" if fate == "nxdomain" and other else fate
     fate = _first(REMOTE_RULES, code, text)
     if fate is None and basic and basic[1] == "552" and own_code is None:
         fate = "too_large"
@@ -243,6 +248,11 @@ class Track:
     settled_at: datetime | None = None
     changed: bool = False
 
+    @property
+    def domain(self) -> str:
+        """The recipient's."""
+        return self.recipient.rpartition("@")[2]
+
     def settle(self, fate: str | None, at: datetime) -> None:
         """The fate is known for good; None: it never will be."""
         self.fate, self.settled_at, self.changed = fate, at, True
@@ -281,10 +291,8 @@ def apply(track: Track, entry: Entry) -> None:
                 track.settle(None, entry.at)
             case "sent":
                 track.settle("taken", entry.at)
-            case "bounced" | "undeliverable":
-                track.settle(classify(track.dsn, reply), entry.at)
-            case "expired":
-                track.settle(classify(track.dsn, reply), entry.at)
+            case "bounced" | "undeliverable" | "expired":
+                track.settle(classify(track.dsn, reply, domain=track.domain), entry.at)
             case "deferred":
                 track.fate = "deferred"
         return
@@ -297,7 +305,7 @@ def apply(track: Track, entry: Entry) -> None:
 def given_up(track: Track, at: datetime, why: str) -> None:
     """There will be no more tries: what was said last decides."""
     if track.fate == "deferred":
-        track.settle(classify(track.dsn, track.reply or ""), at)
+        track.settle(classify(track.dsn, track.reply or "", domain=track.domain), at)
     elif why == "expired":
         track.reply = track.reply or "expired in our queue"
         track.settle("expired", at)
