@@ -10,6 +10,8 @@ RETURN set_masklen(broadcast(network::inet), CASE family(network::inet) WHEN 4 T
 -- What the figures of the last 90 days say about addresses that nobody has decided on; never a decision.
 CREATE OR REPLACE FUNCTION dma.suggest_kinds() RETURNS void
 LANGUAGE sql
+-- All addresses are joined with all figures: a nested loop would be the square of their number.
+SET enable_nestloop = off
 BEGIN ATOMIC
     WITH figures AS MATERIALIZED (
         SELECT
@@ -86,7 +88,7 @@ BEGIN ATOMIC
     UPDATE dma.state SET suggested_on = (now() AT TIME ZONE 'UTC')::date;
 END;
 
-CREATE OR REPLACE FUNCTION dma.refresh(max_days integer DEFAULT 400) RETURNS TABLE (days_made integer, days_left integer)
+CREATE OR REPLACE FUNCTION dma.refresh(max_days integer DEFAULT 60) RETURNS TABLE (days_made integer, days_left integer)
 LANGUAGE plpgsql
 AS $$
 DECLARE
@@ -134,45 +136,59 @@ BEGIN
     batch := ARRAY(SELECT s.day FROM dma.stale_day s WHERE s.records ORDER BY s.day DESC LIMIT max_days);
     WITH old AS (DELETE FROM dma.daily d WHERE d.day = ANY(batch) RETURNING d.ip)
     SELECT coalesce(array_agg(DISTINCT ip), '{}') INTO dropped FROM old;
-    WITH new AS (
+    DELETE FROM dma.daily_dkim d WHERE d.day = ANY(batch);
+    -- OFFSET 0 keeps the planner to the order day, report, record, each by its index: it takes the records for far fewer
+    -- than they are, and would at times go through all of them.
+    WITH v AS MATERIALIZED (
+        SELECT r.*
+        FROM dma.counted k
+        CROSS JOIN LATERAL (
+            SELECT o.* FROM dma.record o WHERE o.report_id = k.report AND o.day = k.day OFFSET 0
+        ) r
+        WHERE k.day = ANY(batch)
+    ),
+    signed AS (
+        INSERT INTO dma.daily_dkim
+        SELECT
+            v.day, v.policy_domain, v.ip, s.dkim_domain, s.selector,
+            EXISTS (
+                SELECT FROM dma.domain o
+                WHERE s.dkim_domain = o.name OR right(s.dkim_domain, length(o.name) + 1) = '.' || o.name
+            ),
+            s.result, sum(v.n)
+        FROM v
+        JOIN public.dmarc_aggregate_record_dkim g ON g.record_id = v.id
+        CROSS JOIN LATERAL (
+            SELECT
+                left(lower(rtrim(regexp_replace(g.domain, '[[:cntrl:]]', '', 'g'), '.')), 253) AS dkim_domain,
+                left(regexp_replace(coalesce(g.selector, ''), '[[:cntrl:]]', '', 'g'), 200) AS selector,
+                CASE
+                    WHEN lower(g.result) IN ('pass', 'fail', 'policy', 'neutral', 'temperror', 'permerror')
+                        THEN lower(g.result)
+                    ELSE 'none'
+                END AS result
+        ) s
+        WHERE s.dkim_domain <> ''
+        GROUP BY 1, 2, 3, 4, 5, 6, 7
+    ),
+    new AS (
         INSERT INTO dma.daily
         SELECT
             v.day, v.policy_domain, v.header_from, v.envelope_domain, v.ip, v.reporter, v.country, v.source_name,
             v.source_type, v.asn, v.as_name, v.spf_aligned, v.dkim_aligned, v.passed, v.disposition, v.forwarded,
             array_to_string(v.overrides, ','), sum(v.n), count(*)
-        FROM dma.counted k
-        JOIN dma.record v ON v.report_id = k.report AND v.day = k.day
-        WHERE k.day = ANY(batch)
+        FROM v
         GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17
         RETURNING daily.ip
     )
     SELECT coalesce(array_agg(DISTINCT ip), '{}') INTO touched FROM new;
-    DELETE FROM dma.daily_dkim d WHERE d.day = ANY(batch);
-    INSERT INTO dma.daily_dkim
-    SELECT
-        v.day, v.policy_domain, v.ip, s.dkim_domain, s.selector,
-        EXISTS (
-            SELECT FROM dma.domain o
-            WHERE s.dkim_domain = o.name OR right(s.dkim_domain, length(o.name) + 1) = '.' || o.name
-        ),
-        s.result, sum(v.n)
-    FROM dma.counted k
-    JOIN dma.record v ON v.report_id = k.report AND v.day = k.day
-    JOIN public.dmarc_aggregate_record_dkim g ON g.record_id = v.id
-    CROSS JOIN LATERAL (
-        SELECT
-            left(lower(rtrim(regexp_replace(g.domain, '[[:cntrl:]]', '', 'g'), '.')), 253) AS dkim_domain,
-            left(regexp_replace(coalesce(g.selector, ''), '[[:cntrl:]]', '', 'g'), 200) AS selector,
-            CASE
-                WHEN lower(g.result) IN ('pass', 'fail', 'policy', 'neutral', 'temperror', 'permerror', 'none')
-                    THEN lower(g.result)
-                ELSE 'none'
-            END AS result
-    ) s
-    WHERE k.day = ANY(batch) AND s.dkim_domain <> ''
-    GROUP BY 1, 2, 3, 4, 5, 6, 7;
 
-    -- Networks are looked up in the refresh's lists of addresses, which an index can do.
+    -- After a great change the planner must not go by what was there before.
+    IF cardinality(batch) > 20 OR (SELECT reltuples < 0 FROM pg_class WHERE oid = 'dma.daily'::regclass) THEN
+        ANALYZE dma.counted, dma.daily, dma.daily_dkim;
+    END IF;
+
+    -- The list of addresses, in which networks are then looked up by its index.
     DELETE FROM dma.address a
     WHERE a.ip = ANY(dropped) AND NOT EXISTS (SELECT FROM dma.daily d WHERE d.ip = a.ip);
     INSERT INTO dma.address (ip, first_day, last_day)
@@ -182,6 +198,10 @@ BEGIN
     GROUP BY u.ip
     ON CONFLICT (ip) DO UPDATE SET first_day = excluded.first_day, last_day = excluded.last_day
     WHERE (address.first_day, address.last_day) IS DISTINCT FROM (excluded.first_day, excluded.last_day);
+
+    IF cardinality(batch) > 20 OR (SELECT reltuples < 0 FROM pg_class WHERE oid = 'dma.address'::regclass) THEN
+        ANALYZE dma.address, dma.spf_network, dma.sender;
+    END IF;
 
     WITH found AS (
         SELECT DISTINCT ON (f.domain, a.ip) f.domain, a.ip, f.network, f.via
