@@ -38,6 +38,7 @@ CREATE OR REPLACE FUNCTION dmarc_reports.take_events(gateway text, lines text[])
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
 DECLARE
     one text;
+    readable json;
     identity uuid;
     moment timestamptz;
     ids uuid[] := '{}';
@@ -47,16 +48,19 @@ DECLARE
 BEGIN
     FOREACH one IN ARRAY lines LOOP
         BEGIN
-            identity := (one::json) ->> 'id';
-            moment := to_timestamp(((one::json) ->> 'time')::double precision);
+            -- NUL and half characters, which strangers may put into selectors and records, are JSON but no text here
+            readable := regexp_replace(one, '\\u(0000|d[89a-f][0-9a-f]{2})', '?', 'gi')::json;
+            identity := readable ->> 'id';
+            moment := to_timestamp((readable ->> 'time')::double precision);
             IF identity IS NULL OR moment IS NULL OR NOT isfinite(moment) THEN
                 RAISE data_exception USING MESSAGE = 'no id or no time';
             END IF;
             ids := ids || identity;
             times := times || moment;
             good := good || one;
-        EXCEPTION WHEN data_exception THEN
-            INSERT INTO dmarc_reports.set_aside (gateway, line, reason) VALUES (take_events.gateway, one, SQLERRM);
+        EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
+            INSERT INTO dmarc_reports.set_aside (gateway, line, reason)
+            VALUES (take_events.gateway, coalesce(one, ''), SQLERRM);
         END;
     END LOOP;
     PERFORM pg_advisory_xact_lock_shared(hashtext('dmarc_reports.day'), each.day - date '2000-01-01')
@@ -78,10 +82,10 @@ BEGIN
 END
 $$;
 
--- Never goes back: what was complete stays so.
+-- Never goes back: what was complete stays so. Nor beyond now, whatever the gateway's clock says.
 CREATE OR REPLACE FUNCTION dmarc_reports.events_complete(gateway text, until timestamptz) RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    INSERT INTO dmarc_reports.watermark AS known (gateway, until) VALUES ($1, $2)
+    INSERT INTO dmarc_reports.watermark AS known (gateway, until) VALUES ($1, least($2, now()))
     ON CONFLICT (gateway) DO UPDATE SET until = greatest(known.until, excluded.until), at = now()
 $$;
 
