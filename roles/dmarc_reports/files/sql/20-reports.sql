@@ -84,7 +84,8 @@ CREATE TABLE IF NOT EXISTS dmarc_reports.pause (
 COMMENT ON TABLE dmarc_reports.pause IS 'domains that never take a report: nothing is sent to them until then';
 
 -- The order in which a day's events are read: by policy domain, so that only one domain's rows are in memory. NULL for
--- what has no policy or is no JSON; the generator, not this function, decides what is an event.
+-- what has no policy, or is JSON that PostgreSQL does not read; the generator, not this function, decides what is an
+-- event.
 CREATE OR REPLACE FUNCTION dmarc_reports.policy_domain(line text) RETURNS text
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $$
 BEGIN
