@@ -23,14 +23,14 @@ import time
 import tomllib
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
-
-import psycopg
+from typing import BinaryIO, Protocol
 
 EX_TEMPFAIL, EX_CONFIG = 75, 78
-FILE_NAME = re.compile(r"(\d{8}T\d{2})\.[^/]+\.jsonl")
+FILE_NAME = re.compile(r"([0-9]{8}T[0-9]{2})\.[^/]+\.jsonl")
 GRACE_SECONDS = 60
 """A worker may be about to write its last event of an hour."""
 SLACK_SECONDS = 600
@@ -38,6 +38,8 @@ SLACK_SECONDS = 600
 BATCH_LINES = 2000
 BATCH_OCTETS = 4_000_000
 MAX_LINE = 1_000_000
+POISON = ("22", "23", "54")
+"""SQLSTATE classes that speak of a line's content: sent again, it would be refused again."""
 SET_ASIDE_OCTETS = 16_000_000
 
 
@@ -49,7 +51,7 @@ class Config:
     port: int
     database: str
     user: str
-    password: str
+    password_file: str
     ca_file: str
     gateway: str
     directory: str
@@ -91,19 +93,22 @@ def hour_of(name: str) -> float | None:
 
 
 def look(directory: Path, now: float) -> Backlog:
-    """What is there, the oldest first."""
+    """What is there, the oldest first; the size is that of everything, as the milter counts it.
+
+    An hour that has not begun yet comes from a clock that was ahead: no worker writes to it now.
+    """
     backlog = Backlog()
     found = []
     with os.scandir(directory) as entries:
         for entry in entries:
-            begin = hour_of(entry.name)
-            if begin is None or not entry.is_file(follow_symlinks=False):
-                continue
             try:
                 backlog.octets += entry.stat(follow_symlinks=False).st_size
             except FileNotFoundError:
                 continue
-            if begin + 3600 + GRACE_SECONDS <= now:
+            begin = hour_of(entry.name)
+            if begin is None or not entry.is_file(follow_symlinks=False):
+                continue
+            if begin + 3600 + GRACE_SECONDS <= now or begin > now + GRACE_SECONDS:
                 found.append((begin, entry.name))
     found.sort()
     backlog.complete = [directory / name for _, name in found]
@@ -111,9 +116,12 @@ def look(directory: Path, now: float) -> Backlog:
     return backlog
 
 
-def complete_until(now: float) -> datetime:
-    """Up to when nothing can be missing once every complete file is handed over."""
-    return datetime.fromtimestamp((now - GRACE_SECONDS) // 3600 * 3600 - SLACK_SECONDS, UTC)
+def complete_until(now: float, oldest: float = 0.0) -> datetime:
+    """Up to when nothing can be missing; ``oldest`` is the end of the oldest hour that had to stay, 0: none."""
+    until = (now - GRACE_SECONDS) // 3600 * 3600
+    if oldest:
+        until = min(until, oldest - 3600)
+    return datetime.fromtimestamp(until - SLACK_SECONDS, UTC)
 
 
 def fault(line: bytes) -> str:
@@ -139,23 +147,22 @@ def fault(line: bytes) -> str:
     return ""
 
 
-def lines_of(path: Path) -> Iterator[bytes]:
+def lines_of(file: BinaryIO) -> Iterator[bytes]:
     """The lines of a file without their end; of one that is too long only as much as shows that."""
-    with path.open("rb") as file:
-        while line := file.readline(MAX_LINE + 2):
-            if line.endswith(b"\n"):
-                yield line[:-1]
-                continue
-            yield line
-            while line and not line.endswith(b"\n"):
-                line = file.readline(MAX_LINE)
+    while line := file.readline(MAX_LINE + 2):
+        if line.endswith(b"\n"):
+            yield line[:-1]
+            continue
+        yield line
+        while line and not line.endswith(b"\n"):
+            line = file.readline(MAX_LINE)
 
 
-def batches(path: Path, refuse: Callable[[bytes, str], None]) -> Iterator[list[str]]:
+def batches(file: BinaryIO, refuse: Callable[[bytes, str], None]) -> Iterator[list[str]]:
     """The events of a file, so many at a time that memory stays small; other lines are refused with a reason."""
     batch: list[str] = []
     octets = 0
-    for line in lines_of(path):
+    for line in lines_of(file):
         if not line:
             continue
         if reason := fault(line):
@@ -179,29 +186,76 @@ class Totals:
     set_aside: int = 0
 
 
-def hand_over(path: Path, config: Config, connection: psycopg.Connection, totals: Totals) -> None:
-    """Send one file and delete it. Raises psycopg.Error, and the file stays."""
-    refused: list[bytes] = []
-    room = SET_ASIDE_OCTETS
+class Refused:
+    """The lines of one file that are no events, as many of them as there is room for."""
 
-    def refuse(line: bytes, reason: str) -> None:
-        nonlocal room
-        totals.set_aside += 1
+    def __init__(self) -> None:
+        self.count = 0
+        self.entries: list[bytes] = []
+        self._room = SET_ASIDE_OCTETS
+
+    def __call__(self, line: bytes, reason: str) -> None:
+        self.count += 1
         entry = json.dumps({"reason": reason, "line": line.decode("utf-8", "backslashreplace")}).encode() + b"\n"
-        if len(entry) <= room:
-            refused.append(entry)
-            room -= len(entry)
+        if len(entry) <= self._room:
+            self.entries.append(entry)
+            self._room -= len(entry)
 
-    for batch in batches(path, refuse):
-        with connection.transaction():
-            row = connection.execute("SELECT dmarc_reports.take_events(%s, %s)", (config.gateway, batch)).fetchone()
-        assert row is not None
+
+class AwayError(Exception):
+    """The database takes nothing now; another time it may."""
+
+
+class PoisonError(Exception):
+    """The database cannot store something in this batch, and never will."""
+
+
+class Receiver(Protocol):
+    """What takes events. Both functions raise AwayError."""
+
+    def take(self, lines: list[str]) -> int:
+        """Store a batch whole or not at all; returns how many events are new. Raises PoisonError."""
+
+    def complete(self, until: datetime) -> None:
+        """All events before then have been handed over."""
+
+
+def take(receiver: Receiver, batch: list[str], totals: Totals, refused: Refused) -> None:
+    """Send one batch; a line that the database cannot store is found by halving."""
+    try:
+        totals.new += receiver.take(batch)
         totals.sent += len(batch)
-        totals.new += row[0]
-    if refused:
-        keep(Path(config.set_aside), path.name, refused)
-        print(f"{path.name}: {len(refused)} lines are no events and lie in {config.set_aside}", file=sys.stderr)
-    path.unlink()
+    except PoisonError as error:
+        if len(batch) == 1:
+            refused(batch[0].encode("utf-8"), f"the database refuses it: {error}")
+            return
+        half = len(batch) // 2
+        take(receiver, batch[:half], totals, refused)
+        take(receiver, batch[half:], totals, refused)
+
+
+def hand_over(path: Path, config: Config, receiver: Receiver, totals: Totals) -> None:
+    """Send one file and delete it. Raises AwayError or OSError, and the file stays."""
+    refused = Refused()
+
+    def send_rest() -> bool:
+        begin, before = file.tell(), refused.count
+        for batch in batches(file, refused):
+            take(receiver, batch, totals, refused)
+        if refused.count > before:
+            keep(Path(config.set_aside), path.name, refused.entries)
+        return file.tell() > begin
+
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
+        while send_rest():
+            pass
+        path.unlink(missing_ok=True)
+        # A worker that looked at the file just before may have written to it just after.
+        while send_rest():
+            pass
+    totals.set_aside += refused.count
+    if refused.count:
+        print(f"<4>{path.name}: {refused.count} lines are no events and lie in {config.set_aside}", file=sys.stderr)
 
 
 def keep(directory: Path, name: str, entries: list[bytes]) -> None:
@@ -225,23 +279,56 @@ def replace(path: Path, content: bytes) -> None:
     temporary.rename(path)
 
 
-def connect(config: Config) -> psycopg.Connection:
-    """Raises psycopg.Error. Neither the connection nor a statement waits for ever."""
-    return psycopg.connect(
-        host=config.host,
-        port=config.port,
-        dbname=config.database,
-        user=config.user,
-        password=config.password,
-        sslmode="verify-full",
-        sslrootcert=config.ca_file,
-        connect_timeout=10,
-        keepalives_idle=20,
-        tcp_user_timeout=60_000,
-        options="-c statement_timeout=120000",
-        application_name="dmarc-events",
-        autocommit=True,
-    )
+class Database:
+    """The analytics host's database. Neither the connection nor a statement waits for ever."""
+
+    def __init__(self, config: Config) -> None:
+        """Raises AwayError, and OSError where the password cannot be read."""
+        import psycopg  # the handling of files is tested where there is no driver
+
+        self._errors, self._gateway = psycopg.Error, config.gateway
+        try:
+            self._connection = psycopg.connect(
+                host=config.host,
+                port=config.port,
+                dbname=config.database,
+                user=config.user,
+                password=Path(config.password_file).read_text(encoding="utf-8").rstrip("\n"),
+                sslmode="verify-full",
+                sslrootcert=config.ca_file,
+                connect_timeout=10,
+                keepalives_idle=20,
+                keepalives_interval=10,
+                keepalives_count=3,
+                tcp_user_timeout=60_000,
+                options="-c statement_timeout=120000",
+                application_name="dmarc-events",
+                autocommit=True,
+            )
+        except psycopg.Error as error:
+            raise AwayError(self._reason(error)) from error
+
+    @staticmethod
+    def _reason(error: Exception) -> str:
+        return " ".join(str(error).split()) or type(error).__name__
+
+    def _call(self, statement: str, argument: object) -> int:
+        try:
+            row = self._connection.execute(statement, (self._gateway, argument)).fetchone()
+        except self._errors as error:
+            if (error.sqlstate or "")[:2] in POISON:
+                raise PoisonError(error.diag.message_primary) from error
+            raise AwayError(self._reason(error)) from error
+        return row[0] if row and row[0] else 0
+
+    def take(self, lines: list[str]) -> int:
+        return self._call("SELECT dmarc_reports.take_events(%s, %s)", lines)
+
+    def complete(self, until: datetime) -> None:
+        self._call("SELECT dmarc_reports.events_complete(%s, %s)", until)
+
+    def close(self) -> None:
+        self._connection.close()
 
 
 METRICS = {
@@ -277,22 +364,30 @@ def exposition(values: dict[str, float]) -> bytes:
     return ("\n".join(lines) + "\n").encode("ascii")
 
 
-def run(config: Config, now: float) -> int:
+def run(
+    config: Config,
+    connect: Callable[[Config], AbstractContextManager[Receiver]] = lambda config: closing(Database(config)),
+    clock: Callable[[], float] = time.time,
+) -> int:
     """Hand over what is complete; returns the exit status."""
-    directory, totals, trouble = Path(config.directory), Totals(), ""
+    directory, totals, trouble, left = Path(config.directory), Totals(), "", Backlog()
+    now = clock()
     try:
-        with connect(config) as connection:
+        with connect(config) as receiver:
             for path in look(directory, now).complete:
                 try:
-                    hand_over(path, config, connection, totals)
+                    hand_over(path, config, receiver, totals)
                 except OSError as error:  # a full disk, for one; the others make room
                     trouble = str(error)
-            if not trouble:
-                until = complete_until(now)
-                connection.execute("SELECT dmarc_reports.events_complete(%s, %s)", (config.gateway, until))
-    except psycopg.Error as error:
-        trouble = " ".join(str(error).split()) or type(error).__name__
-    left = look(directory, now)
+            until = complete_until(now, look(directory, now).oldest)
+            receiver.complete(until)
+    except (AwayError, PoisonError, OSError) as error:
+        trouble = str(error)
+    now = clock()
+    try:
+        left = look(directory, now)
+    except OSError as error:
+        trouble = trouble or str(error)
     values = known_metrics(Path(config.metrics_file))
     values["dmarc_events_backlog_files"] = len(left.complete)
     values["dmarc_events_backlog_bytes"] = left.octets
@@ -309,20 +404,18 @@ def run(config: Config, now: float) -> int:
         trouble = trouble or str(error)
     if totals.sent:
         print(f"{totals.sent} events handed over, {totals.new} of them new")
-    if not trouble:
-        return 0
-    print(f"not handed over: {trouble}", file=sys.stderr)
-    late = values["dmarc_events_backlog_oldest_seconds"] > config.warn_hours * 3600
-    full = left.octets > config.warn_share * config.max_octets
-    if late or full:
-        hours = values["dmarc_events_backlog_oldest_seconds"] / 3600
+    hours = values["dmarc_events_backlog_oldest_seconds"] / 3600
+    urgent = hours > config.warn_hours or left.octets > config.warn_share * config.max_octets
+    if urgent:
         print(
-            f"<3>{len(left.complete)} files of DMARC events wait for {hours:.0f} hours, {left.octets} octets of "
-            f"{config.max_octets}: beyond that events are dropped",
+            f"<3>{len(left.complete)} files of DMARC events wait, the oldest for {hours:.0f} hours; {left.octets} of "
+            f"{config.max_octets} octets are used: beyond that events are dropped",
             file=sys.stderr,
         )
-        return 1
-    return EX_TEMPFAIL
+    if not trouble:
+        return 0
+    print(f"<4>not handed over: {trouble}", file=sys.stderr)
+    return 1 if urgent else EX_TEMPFAIL
 
 
 def main(arguments: list[str]) -> int:
@@ -335,7 +428,7 @@ def main(arguments: list[str]) -> int:
     except (OSError, ValueError, TypeError) as error:
         print(f"{arguments[0]}: {error}", file=sys.stderr)
         return EX_CONFIG
-    return run(config, time.time())
+    return run(config)
 
 
 if __name__ == "__main__":
