@@ -87,6 +87,8 @@ def release(settings: Settings, wanted: Sequence[str], anyway: bool) -> list[str
         name = path.name
         places.let_in(path)
         path.with_name(f"{name}.json").unlink(missing_ok=True)
-        store.released(name)
-        said.append(f"{name} is let in; parsedmarc takes it within seconds.")
+        noted = store.released(name)
+        said.append(f"{name} is let in" + ("; parsedmarc takes it within seconds." if noted else "."))
+        if not noted:
+            said.append("The database is away: it is stored later, and its list does not show that it was let in.")
     return said

@@ -151,6 +151,7 @@ def write(path: Path, text: str, mode: int = 0o640) -> None:
     """Write a file that is either whole or not there."""
     new = path.with_name(f".{path.name}.new")
     with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w", encoding="utf-8") as file:
+        os.fchmod(file.fileno(), mode)
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -18,8 +18,6 @@ from xml.parsers import expat
 MAX_COUNT = 1_000_000_000
 #: A report is about a day; a year is more than any is known to be about.
 MAX_SPAN = 366 * 86_400
-#: Before this there was no DMARC.
-OLDEST = 1_325_376_000
 #: How far a reporter's clock may be ahead, in seconds; a report's period may end at the day's end.
 AHEAD = 2 * 86_400
 MAX_DEPTH = 40
@@ -246,8 +244,8 @@ def _check_period(facts: Facts, now: float | None) -> None:
     if facts.end - facts.begin > MAX_SPAN:
         days = (facts.end - facts.begin) // 86_400
         raise Refused(IMPLAUSIBLE, f"The report is about {days} days.", facts)
-    if facts.begin < OLDEST or facts.end > now + AHEAD:
-        raise Refused(IMPLAUSIBLE, "The report's period is in the future, or before there was DMARC.", facts)
+    if facts.begin < 0 or facts.end > now + AHEAD:
+        raise Refused(IMPLAUSIBLE, "The report's period is in the future, or before 1970.", facts)
 
 
 def _when(text: object) -> float | None:

@@ -6,16 +6,21 @@ import json
 import logging
 import time
 from collections.abc import Iterable
-from typing import Any
-
-import psycopg
+from typing import TYPE_CHECKING, Any
 
 from parsedmarc_intake.places import Places
+
+if TYPE_CHECKING:
+    import psycopg
 
 log = logging.getLogger(__name__)
 #: Seconds between two tries to reach the database.
 PAUSE = 5
 COLUMNS = ("at", "kind", "reason", "message_id", "from_domain", "subject", "size", "mail")
+
+
+class StoreError(Exception):
+    """The database answers, and says no."""
 
 
 class Store:
@@ -34,8 +39,11 @@ class Store:
         if time.monotonic() < self._again:
             return None
         try:
+            # Here, so that mail is screened even where the driver is missing or broken.
+            import psycopg
+
             self._connection = psycopg.connect(self.dsn, autocommit=True, options="-c statement_timeout=60s")
-        except psycopg.Error as error:
+        except Exception as error:
             self._again = time.monotonic() + PAUSE
             if not self._said:
                 log.warning("The database is away; reasons are kept in files meanwhile: %s", str(error).strip())
@@ -49,11 +57,13 @@ class Store:
     def run(self, query: str, values: tuple[Any, ...] | dict[str, Any] = ()) -> list[tuple[Any, ...]] | None:
         """Rows of a query (none for a statement); None while the database is away.
 
-        Raises psycopg.Error for what is not a matter of the connection.
+        Raises StoreError for what is not a matter of the connection.
         """
         connection = self.connection()
         if connection is None:
             return None
+        import psycopg
+
         try:
             cursor = connection.execute(query, values)
             return cursor.fetchall() if cursor.description else []
@@ -62,6 +72,8 @@ class Store:
             connection.close()
             self._connection = None
             return None
+        except psycopg.Error as error:
+            raise StoreError(str(error).strip()) from error
 
     def up(self) -> bool:
         """Whether it answers and takes what is written."""
@@ -85,8 +97,8 @@ class Store:
                     "on conflict (mail, at) do nothing",
                     values,
                 )
-            except psycopg.Error as error:
-                log.error("The note %s cannot be stored: %s", file.name, str(error).strip())
+            except StoreError as error:
+                log.error("The note %s cannot be stored: %s", file.name, error)
                 continue
             if rows is None:
                 break
@@ -94,9 +106,12 @@ class Store:
             done += 1
         return done
 
-    def released(self, mail: str) -> None:
-        """Note that an operator let a mail in."""
-        self.run("update intake.set_aside set released_at = now() where mail = %s and released_at is null", (mail,))
+    def released(self, mail: str) -> bool:
+        """Note that an operator let a mail in; whether that is noted."""
+        rows = self.run(
+            "update intake.set_aside set released_at = now() where mail = %s and released_at is null", (mail,)
+        )
+        return rows is not None
 
     def has_report(self, key: tuple[str, str, int, int]) -> bool | None:
         """Whether an aggregate report is stored; None while the database is away."""

@@ -23,13 +23,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psycopg
-
 from parsedmarc_intake.confined import look_at
 from parsedmarc_intake.examine import Verdict, clean
 from parsedmarc_intake.places import Places, key, mails, write
 from parsedmarc_intake.settings import Settings
-from parsedmarc_intake.store import Store
+from parsedmarc_intake.store import Store, StoreError
 
 log = logging.getLogger(__name__)
 #: Seconds that one mail alone may take.
@@ -81,7 +79,7 @@ class Upkeep:
                 step()
             except DatabaseAway:
                 log.warning("%s waits for the database.", step.__name__)
-            except (OSError, psycopg.Error, subprocess.SubprocessError) as error:
+            except (OSError, StoreError, subprocess.SubprocessError) as error:
                 failed = 1
                 log.error("%s failed: %s", step.__name__, str(error).strip())
             write(self.state_file, json.dumps(self.state))
@@ -209,14 +207,20 @@ class Upkeep:
             if time.monotonic() > self.until:
                 return
             verdict = self.identify(mail)
-            if verdict.facts is not None and verdict.facts.key is not None:
-                stored = self.store.has_report(verdict.facts.key)
+            facts = verdict.facts
+            # What is older than the retention may have gone already, and rightly.
+            if facts is not None and facts.key is not None and facts.key[3] > self.now - self.retention():
+                stored = self.store.has_report(facts.key)
                 if stored is None:
                     raise DatabaseAway
                 if not stored:
                     self.heal_one(mail, verdict)
             self.state["healed_until"] = max(self.state["healed_until"], min(mail.stat().st_ctime, begin))
         self.state["healed_until"] = max(self.state["healed_until"], begin - OVERLAP)
+
+    def retention(self) -> float:
+        """Seconds that a report is kept for certain."""
+        return (self.settings.keep_reports_months - 1) * 28 * DAY
 
     def heal_one(self, mail: Path, verdict: Verdict) -> None:
         """Store the report of one archived mail."""
