@@ -17,6 +17,7 @@ CREATE TABLE IF NOT EXISTS dma.spf_record (
     lookups integer NOT NULL,
     void_lookups integer NOT NULL,
     problem text,
+    includes jsonb NOT NULL DEFAULT '{}',  -- of the record itself: name → look-ups that it costs
     resolved timestamptz NOT NULL DEFAULT now()
 );
 

@@ -1,0 +1,1 @@
+"""What the DMARC reports mean: schema ``dma`` over parsedmarc's tables, and the programs that keep it up."""
