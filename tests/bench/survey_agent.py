@@ -234,7 +234,7 @@ def send_back(what: str, sender: str, recipient: str) -> None:
     text = f"From: MAILER-DAEMON@sink.drill.example\r\nTo: {sender}\r\nSubject: {subject}\r\n{headers}{body}"
     if what == "vacation":
         text = text.replace("MAILER-DAEMON@sink.drill.example", recipient)
-    with smtplib.SMTP(OWN, 10025, timeout=20) as smtp:
+    with smtplib.SMTP(OWN, 10025, local_hostname="sink.drill.example", timeout=20) as smtp:
         smtp.sendmail("", [sender], text.encode())
 
 
