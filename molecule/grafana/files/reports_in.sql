@@ -34,3 +34,4 @@ INSERT INTO intake.folder (folder, messages, bytes, oldest) VALUES
     ('set-aside/poison', 1, 1200, now() - interval '1 day'),
     ('set-aside/unauthenticated', 3, 30000, now() - interval '2 days'), ('archive', 500, 5000000, now() - interval '80 days')
 ON CONFLICT DO NOTHING;
+SELECT * FROM dma.refresh(1000);

@@ -1,0 +1,1 @@
+CREATE SCHEMA IF NOT EXISTS dmarc_reports AUTHORIZATION dmarc_reports;
