@@ -197,15 +197,15 @@ Private words.
 """
 
 
-def hostile() -> Iterator[Case]:
-    """Bad mails of many kinds, the large ones last."""
+def hostile(mark: str = "") -> Iterator[Case]:
+    """Bad mails of many kinds, the large ones last. ``mark`` begins the ids of those that are stored after all."""
 
     def xml(name: str, text: str | bytes, folder: str, key: tuple[str, str] | None = None) -> Case:
         content = text if isinstance(text, bytes) else text.encode()
         return Case(name, message(gzip.compress(content), file_name=f"{name}.xml.gz"), folder, key)
 
     def tls_case(name: str, folder: str, **changed: Any) -> Case:
-        return Case(f"tls-{name}", good_tls(tls(f"tls-{name}", **changed)), folder)
+        return Case(f"tls-{name}", good_tls(tls(f"{mark}tls-{name}", **changed)), folder)
 
     aside = {kind: f"set-aside/{kind}" for kind in (
         "unauthenticated", "too-large", "too-many-records", "hostile", "implausible", "not-a-report", "failure-report",
@@ -227,7 +227,7 @@ def hostile() -> Iterator[Case]:
     yield xml("count-word", aggregate("count-word", records=record(count="many")), aside["invalid"])
     yield xml("address-bad", aggregate("address-bad", records=record(ip="999.1.2.3")), aside["invalid"])
     yield xml("address-empty", aggregate("address-empty", records=record(ip="")), aside["invalid"])
-    yield xml("nul", aggregate("nul").replace("reporter", "rep\0orter"), STORED, ("nul", "example.org"))
+    yield xml("nul", aggregate(f"{mark}nul").replace("reporter", "rep\0orter"), STORED, (f"{mark}nul", "example.org"))
     yield xml("years-99", aggregate("years-99", begin=BEGIN - 99 * 365 * DAY, end=BEGIN), aside["implausible"])
     yield xml("year-9999", aggregate("y9999", begin=253_370_764_800, end=253_370_851_200), aside["implausible"])
     yield xml("year-3-million", aggregate("y3m", begin=10**14, end=10**14 + DAY), aside["implausible"])
@@ -235,10 +235,22 @@ def hostile() -> Iterator[Case]:
     yield xml("no-number", aggregate("no-number", begin="yesterday"), aside["implausible"])
     script = "&lt;script&gt;alert(1)&lt;/script&gt; Inc"
     image = record(header_from="&lt;img src=x onerror=alert(1)&gt;")
-    yield xml("script", aggregate("script", org=script, records=image), STORED, ("script", "example.org"))
-    yield xml("latin-1", aggregate("latin-1", org="Fuß GmbH").encode("latin-1"), STORED, ("latin-1", "example.org"))
-    yield xml("upper-case", aggregate("upper-case").replace("pass", "PASS"), STORED, ("upper-case", "example.org"))
-    yield xml("quote", aggregate("o'clock\";drop table x"), STORED, ("o'clock\";drop table x", "example.org"))
+    yield xml("script", aggregate(f"{mark}script", org=script, records=image), STORED, (f"{mark}script", "example.org"))
+    yield xml(
+        "latin-1",
+        aggregate(f"{mark}latin-1", org="Fuß GmbH").encode("latin-1"),
+        STORED,
+        (f"{mark}latin-1", "example.org"),
+    )
+    yield xml(
+        "upper-case",
+        aggregate(f"{mark}upper-case").replace("pass", "PASS"),
+        STORED,
+        (f"{mark}upper-case", "example.org"),
+    )
+    yield xml(
+        "quote", aggregate(f"{mark}o'clock\";drop table x"), STORED, (f"{mark}o'clock\";drop table x", "example.org")
+    )
 
     packed = gzip.compress(aggregate("packed").encode())
     yield Case("gzip-cut", message(packed[: len(packed) // 2]), aside["not-a-report"])
@@ -249,8 +261,8 @@ def hostile() -> Iterator[Case]:
     yield Case("zip-many", message(zipped(*((f"{n}.xml", b"<a/>") for n in range(2_000))), "application/zip"),
                aside["not-a-report"])  # fmt: skip
     yield Case("zip-of-nothing", message(zipped(), "application/zip"), aside["not-a-report"])
-    good_zip = zipped(("report.xml", aggregate("zip").encode()))
-    yield Case("zip", message(good_zip, "application/zip", "r.zip"), STORED, ("zip", "example.org"))
+    good_zip = zipped(("report.xml", aggregate(f"{mark}zip").encode()))
+    yield Case("zip", message(good_zip, "application/zip", "r.zip"), STORED, (f"{mark}zip", "example.org"))
 
     yield tls_case("count", aside["implausible"], successful=10**12)
     yield tls_case("failed", aside["implausible"], failed=-1)

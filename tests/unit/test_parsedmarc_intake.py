@@ -314,3 +314,13 @@ def test_program_answers_without_a_database(tmp_path):
     command = [sys.executable, "-c", code, "--config", str(file), "list"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.stdout == "Nothing is set aside.\n", done.stderr
+
+
+def test_reason_tells_neither_path_nor_subject():
+    said = (
+        'WARNING:cli.py:3247:Failed to parse /var/lib/parsedmarc/x:2,S - Message with subject "a" is not a valid '
+        "DMARC report: Unexpected error: '999.1.2.3' does not appear to be an IPv4 or IPv6 address\n"
+    )
+    assert upkeep._reason(said, 0) == (
+        "parsedmarc says: Unexpected error: '999.1.2.3' does not appear to be an IPv4 or IPv6 address"
+    )

@@ -90,8 +90,13 @@ def upkeep(host):
 
 
 def replay(*options):
-    """The scenario's play once more."""
+    """The scenario's play once more, from this role on."""
     environment = os.environ | {"ANSIBLE_CONFIG": str(SCENARIO.parents[1] / "ansible.cfg"), "ANSIBLE_FORCE_COLOR": "0"}
+    options = (
+        "--start-at-task",
+        "Preflight | Stop before any mail is touched when an argument cannot be right",
+        *options,
+    )
     command = ["ansible-playbook", "-i", str(SCENARIO.parent / "inventory/hosts.yml"), str(SCENARIO / "converge.yml")]
     done = subprocess.run(
         [*command, *options], env=environment, capture_output=True, text=True, cwd=SCENARIO.parents[1]
@@ -192,7 +197,7 @@ def test_nothing_is_lost_while_the_database_stops(host):
 def test_poison_is_set_apart_and_good_mail_behind_it_is_stored(host):
     nul = reports.good_tls(reports.tls(f"nul-{RUN}", **{"organization-name": "a\0b"}), subject=f"nul-{RUN}")
     deliver(nul, reports.good(f"behind-{RUN}"))
-    wait(lambda: stored(host, f"behind-{RUN}") == 1)
+    wait(lambda: stored(host, f"behind-{RUN}") == 1 and settled(host))
     for _ in range(5):
         upkeep(host)
     note = one_aside(host, f"nul-{RUN}")

@@ -72,6 +72,7 @@ class Upkeep:
             self.free_stuck,
             self.heal,
             self.retire,
+            self.record,
             self.count,
         )
         for step in steps:
@@ -308,6 +309,14 @@ def mails_of(directory: Path) -> list[str]:
 _COMPLAINT = re.compile(r"(?:ERROR|WARNING|CRITICAL)[^\n]*?[:\]]\s*(.+)$|^(MemoryError.*|\w+Error: .+)$", re.MULTILINE)
 
 
+#: Where in parsedmarc it was said, the mail's own path and subject: known from elsewhere.
+_NOISE = re.compile(
+    r"^\w+\.py:\d+:(?:Failed to parse \S+ - )?(?:Output destination failures detected: )?"
+    r'(?:Message with subject ".*" is not a valid (?:DMARC )?report: )?',
+    re.DOTALL,
+)
+
+
 def _complaints(said: str) -> list[str]:
     return [
         first or second for first, second in _COMPLAINT.findall(said) if "already been saved" not in (first or second)
@@ -318,7 +327,7 @@ def _reason(said: str, code: int) -> str:
     """parsedmarc's own words, the last of them."""
     complaints = _complaints(said)
     if complaints:
-        return f"parsedmarc says: {clean(complaints[-1])}"
+        return f"parsedmarc says: {clean(_NOISE.sub('', complaints[-1]))}"
     return f"parsedmarc ended with status {code} and stored nothing. {clean(said[-200:])}".strip()
 
 
