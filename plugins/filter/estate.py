@@ -24,6 +24,7 @@ import estate_keys
 import estate_model
 import estate_plays
 import estate_secrets
+import estate_spf
 
 
 def _in_plain_words(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -135,6 +136,14 @@ def estate_zone_file(
     return estate_dns.zone_file(records, zone, nameservers, hostmaster, serial, ttl)
 
 
+def estate_spf_changes(model: Mapping[str, Any], lists: Mapping[str, Any]) -> list[str]:
+    """SPF work lists and the proposed change to the model, as lines: ``… | estate_spf_changes(lists)``.
+
+    ``lists`` is what ``dmarc-analysis lists`` prints.
+    """
+    return estate_spf.report(estate_model.parse(model), lists)
+
+
 def dkim_public_key(pem: str) -> str:
     """The base64 ``p=`` value for a private key in PEM."""
     return estate_keys.public_key(pem)
@@ -154,6 +163,7 @@ class FilterModule:
             estate_relay_recipients,
             estate_secret_problems,
             estate_signing_keys,
+            estate_spf_changes,
             estate_transport,
             estate_variable_problems,
             estate_verify_domains,
