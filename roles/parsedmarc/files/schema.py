@@ -39,7 +39,7 @@ union all
 select 'right ' || coalesce(nspacl::text, '') from pg_namespace where nspname = 'intake'
 union all
 select 'right ' || coalesce(relacl::text, '') from pg_class
-where relnamespace = (select oid from pg_namespace where nspname = 'intake') and relname = 'health'
+where relnamespace = (select oid from pg_namespace where nspname = 'intake') and relname in ('folder', 'health')
 """
 
 
@@ -66,7 +66,7 @@ def main(database: str, directory: Path, readers: list[str], check: bool, show: 
             for reader in readers:
                 name = sql.Identifier(reader)
                 connection.execute(sql.SQL("grant usage on schema intake to {}").format(name))
-                connection.execute(sql.SQL("grant select on intake.health to {}").format(name))
+                connection.execute(sql.SQL("grant select on intake.health, intake.folder to {}").format(name))
             after = listing(connection, TABLES)
             if show:
                 print("\n".join(after))
