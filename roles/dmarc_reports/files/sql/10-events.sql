@@ -48,8 +48,9 @@ DECLARE
 BEGIN
     FOREACH one IN ARRAY lines LOOP
         BEGIN
-            -- NUL and half characters, which strangers may put into selectors and records, are JSON but no text here
-            readable := regexp_replace(one, '\\u(0000|d[89a-f][0-9a-f]{2})', '?', 'gi')::json;
+            -- NUL and half characters, which strangers may put into selectors and records, are JSON but no text here;
+            -- behind an even number of backslashes only, which stand for themselves
+            readable := regexp_replace(one, '(?<!\\)((?:\\\\)*)\\u(?:0000|d[89a-f][0-9a-f]{2})', '\1?', 'gi')::json;
             identity := readable ->> 'id';
             moment := to_timestamp((readable ->> 'time')::double precision);
             IF identity IS NULL OR moment IS NULL OR NOT isfinite(moment) THEN
@@ -98,6 +99,11 @@ BEGIN
         GRANT USAGE ON SCHEMA dmarc_reports TO dmarc_events;
         GRANT EXECUTE ON FUNCTION dmarc_reports.take_events(text, text[]),
             dmarc_reports.events_complete(text, timestamptz) TO dmarc_events;
+    END IF;
+    -- dmarc-export (role dmarc_analysis) masks what it reads here.
+    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'parsedmarc') THEN
+        GRANT USAGE ON SCHEMA dmarc_reports TO parsedmarc;
+        GRANT SELECT ON dmarc_reports.event TO parsedmarc;
     END IF;
 END
 $$;
