@@ -209,13 +209,13 @@ class World:
 
     def journal(self) -> str:
         """The latest of Postfix and the program."""
-        return self.ask("journalctl -n 40 --no-pager -t postfix/smtpd -t postfix/qmgr -t postfix/smtp -u dmarc-reports")
+        return self.ask("journalctl -n 60 --no-pager -o short-monotonic")
 
     def empty(self) -> None:
         """Nothing is known, nothing has arrived, nothing is on its way."""
         tables = "event, set_aside, watermark, day, report, delivery, pause"
         names = ", ".join(f"dmarc_reports.{table}" for table in tables.split(", "))
-        self.sql(f"TRUNCATE {names} CASCADE")
+        self.sql(f"TRUNCATE {names} CASCADE; DELETE FROM dmarc_reports.survey_state WHERE name LIKE 'survey %'")
         self.ask(
             "rm -f /run/receivers.json; postsuper -d ALL >/dev/null 2>&1; "
             "find /var/mail/world /var/lib/dmarc_reports/bounces -type f -delete"
