@@ -306,7 +306,8 @@ def monthly(conn: Connection, settings: Settings, today: date | None = None) -> 
     name = f"survey {month:%Y-%m}"
     if today.day < FROM_DAY or (get_state(conn, name) is not None and not _to_mail(conn, settings, name)):
         return
-    if not conn.execute("SELECT FROM dmarc_reports.day WHERE day >= %s LIMIT 1", [month]).fetchone():
+    bounds = [month, next_month(month)]
+    if not conn.execute("SELECT 1 FROM dmarc_reports.day WHERE day >= %s AND day < %s LIMIT 1", bounds).fetchone():
         return
     folder = settings.bounces.parent / "survey"
     path = folder / f"{month:%Y-%m}.txt"
