@@ -16,6 +16,7 @@ from estate_model import Domain, Estate
 
 MAX_LOOKUPS = 10  # RFC 7208 §4.6.4
 MAX_RECORD = 450  # octets; RFC 7208 §3.4 wants the whole answer to fit into 512
+MAX_ROWS = 50  # of a kind and domain; reports are the word of strangers, and one may name any number of addresses
 
 
 @dataclass
@@ -184,7 +185,9 @@ def report(estate: Estate, lists: Mapping[str, Any]) -> list[str]:
             ("undecided (decide in dmarc_analysis_senders)", change.undecided),
             ("note", change.notes),
         ):
-            lines += [f"  {title}: {row}" for row in rows]
+            lines += [f"  {title}: {row}" for row in rows[:MAX_ROWS]]
+            if len(rows) > MAX_ROWS:
+                lines.append(f"  {title}: and {len(rows) - MAX_ROWS} more with less mail (dma.spf_to_add)")
         if change.send is None:
             lines.append("  nothing to change")
             continue

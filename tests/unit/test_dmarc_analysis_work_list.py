@@ -168,3 +168,10 @@ def test_a_name_outside_the_model_and_a_closed_domain_are_told(sending: dict[str
     found = change(sending, given, "closed.example.org")
     assert found.send is None
     assert "closed in the data model" in found.notes[0]
+
+
+def test_a_flood_of_addresses_does_not_hide_the_rest(sending: dict[str, Any]) -> None:
+    rows = [to_add(f"11.0.{number}.1", "look") for number in range(60)]
+    lines = estate_spf.report(estate_model.parse(sending), lists(rows))
+    assert len([line for line in lines if "undecided" in line]) == estate_spf.MAX_ROWS + 1
+    assert any("and 10 more with less mail" in line for line in lines)
