@@ -26,7 +26,8 @@ import psycopg
 from psycopg.rows import dict_row
 
 _NETWORKS = """
-isp web_host email_provider email_security cloud saas it_service education government marketing finance healthcare unknown
+isp web_host email_provider email_security cloud saas it_service education government marketing finance healthcare
+unknown
 """
 _COUNTRIES = """
 AD AE AF AG AI AL AM AO AQ AR AS AT AU AW AX AZ BA BB BD BE BF BG BH BI BJ BL BM BN BO BQ BR BS BT BV BW BY BZ CA CC
@@ -137,9 +138,7 @@ def check(figures: Any, named_domains: frozenset[str] = frozenset()) -> None:
         },
         "daily": [{"day": day, "passed": count, "stopped": count, "failed": count}],
         "domains": [{"name": domain, "passed_pct": share}],
-        "survey": survey
-        if isinstance(figures, dict) and figures.get("survey") is not None
-        else lambda one: one is None,
+        "survey": nothing if without_survey else survey,
         "countries": [{"code": lambda code: isinstance(code, str) and code in COUNTRIES, "messages": count}],
         "countries_other": count,
         "networks": [{"code": lambda code: isinstance(code, str) and code in NETWORKS, "messages": count}],
