@@ -290,6 +290,9 @@ def read(conn: Connection, settings: Settings) -> int:
             log.warning("%s: %s", kept / name, verdict.reason)
     for folder in (ANSWERS, SET_ASIDE):
         prune(settings.bounces / folder)
+    conn.execute(
+        "DELETE FROM dmarc_reports.returned WHERE at < now() - %s * interval '1 day'", [settings.keep_reports_days]
+    )
     return changed
 
 
