@@ -236,6 +236,27 @@ def test_null_sender_is_judged_by_helo():
     assert (found["envelope_from"], found["envelope_to"]) == ("", [])
 
 
+@pytest.mark.parametrize(
+    ("field", "author"),
+    [
+        (b"A <a@sub.example.com>", "sub.example.com"),
+        ("A <a@例え.jp>".encode(), "xn--r8jz45g.jp"),
+        (b"no address", "example.com"),
+    ],
+)
+def test_author_is_who_the_from_field_names_and_not_whose_policy_rspamd_found(field, author):
+    results = chain.parse_authentication_results(b"mx; dmarc=fail header.from=example.com (policy=quarantine)")
+    assert dmarc.author_of([(b"From", field)], results) == author
+    silent = chain.parse_authentication_results(b"mx; spf=pass")
+    assert dmarc.author_of([(b"From", field)], silent) == (author if b"@" in field else "")
+
+
+def test_signature_without_a_key_is_a_signature_that_failed_for_good():
+    found = event('mx; dkim=none ("no key") header.d=example.com header.s=nokey')
+    assert [one["result"] for one in found["dkim"]] == ["permerror"]
+    assert event("mx; dkim=none")["dkim"] == []
+
+
 def test_failing_dns_is_recorded_and_raises_nothing():
     found = event(PASS, "temperror")
     assert (found["dns"], found["policy"], found["dmarc"]) == ("temperror", None, "temperror")

@@ -538,8 +538,7 @@ def run_worker(stage: str, config: Config, counters: Counters, worker: str, desc
             if spool is None:
                 return
             try:
-                evaluated = results.of("dmarc")[0].properties.get("header.from", "") if results.of("dmarc") else ""
-                author = chain.normal_domain(evaluated) or chain.author_domain(self.headers)
+                author = dmarc.author_of(self.headers, results)
                 if not author:
                     counters.add('estate_dmarc_events_total{outcome="no_author"}')
                     return

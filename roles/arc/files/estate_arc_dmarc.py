@@ -13,11 +13,11 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from estate_arc_chain import AuthenticationResults, Trust
+from estate_arc_chain import AuthenticationResults, Header, Trust, author_domain
 from estate_arc_policy import Policy, TemporaryDnsError, TxtLookup, aligned, discover, normal_domain
 
 
@@ -36,6 +36,15 @@ def address_domain(address: str) -> str:
     """The domain of an envelope address; empty for the null sender and for what is no address."""
     _, at, domain = address.strip().removeprefix("<").removesuffix(">").rpartition("@")
     return normal_domain(domain) if at else ""
+
+
+def author_of(headers: Sequence[Header], results: AuthenticationResults) -> str:
+    """The author domain: that of the From field; what rspamd names only where the field cannot be read here.
+
+    rspamd writes the domain whose policy it found into `header.from`, which is another one for mail of a subdomain.
+    """
+    claimed = results.of("dmarc")
+    return author_domain(headers) or (normal_domain(claimed[0].properties.get("header.from", "")) if claimed else "")
 
 
 def _spf(results: AuthenticationResults, envelope: Envelope) -> dict[str, Any] | None:
@@ -57,8 +66,9 @@ def _dkim(results: AuthenticationResults) -> list[dict[str, Any]]:
         domain = result.properties.get("header.d") or result.properties.get("header.i", "").rpartition("@")[2]
         if domain:
             selector = result.properties.get("header.s", "")
-            entry = {"domain": normal_domain(domain), "selector": selector, "result": result.result, "aligned": False}
-            signatures.append(entry)
+            # rspamd says none where there is no key; none is for mail without a signature (RFC 6376 §6.1.2, RFC 8601)
+            said = "permerror" if result.result == "none" else result.result
+            signatures.append({"domain": normal_domain(domain), "selector": selector, "result": said, "aligned": False})
     return signatures
 
 
