@@ -59,7 +59,7 @@ class Session:
         """One message and QUIT."""
         self.expect("2")
         self.expect("2", f"EHLO {kind['helo']}")
-        self.expect("2", f"MAIL FROM:<{kind['sender']}>{' SMTPUTF8' if kind['utf8'] else ''}")
+        self.expect("2", f"MAIL FROM:<{kind['sender']}>")
         for recipient in kind["recipients"]:
             self.expect("2", f"RCPT TO:<{recipient}>")
         self.expect("3", "DATA")
