@@ -138,7 +138,9 @@ FROM made_record m
 CROSS JOIN LATERAL (
     SELECT
         m.listed AND m.luck > 0.02 AS spf,
-        m.luck < CASE m.what WHEN 'own' THEN 0.985 WHEN 'provider' THEN 0.97 WHEN 'forwarder' THEN 0.7 ELSE 0 END AS dkim
+        m.luck < CASE m.what
+            WHEN 'own' THEN 0.985 WHEN 'provider' THEN 0.97 WHEN 'forwarder' THEN 0.7 ELSE 0
+        END AS dkim
 ) s;
 
 INSERT INTO public.dmarc_aggregate_record_dkim (record_id, domain, selector, result)
@@ -181,7 +183,9 @@ FROM (
     SELECT g, date_trunc('day', now()) - make_interval(days => 2 + floor(728 * random())::integer) AS day
     FROM generate_series(1, greatest(:records / 50, 1)) g
 ) t;
-INSERT INTO public.smtp_tls_policy (report_id, policy_domain, policy_type, successful_session_count, failed_session_count)
+INSERT INTO public.smtp_tls_policy (
+    report_id, policy_domain, policy_type, successful_session_count, failed_session_count
+)
 SELECT
     r.id, (ARRAY['example.org', 'sfc.example.org', 'ml.example.org'])[1 + r.id % 3],
     (ARRAY['sts', 'tlsa', 'no-policy-found'])[1 + r.id / 3 % 3], 1 + floor(500 * random() ^ 3)::integer,

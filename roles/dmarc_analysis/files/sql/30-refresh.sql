@@ -137,8 +137,8 @@ BEGIN
     WITH old AS (DELETE FROM dma.daily d WHERE d.day = ANY(batch) RETURNING d.ip)
     SELECT coalesce(array_agg(DISTINCT ip), '{}') INTO dropped FROM old;
     DELETE FROM dma.daily_dkim d WHERE d.day = ANY(batch);
-    -- OFFSET 0 keeps the planner to the order day, report, record, each by its index: it takes the records for far fewer
-    -- than they are, and would at times go through all of them.
+    -- OFFSET 0 keeps the planner to the order day, report, record, each by its index: it takes the records for far
+    -- fewer than they are, and would at times go through all of them.
     WITH v AS MATERIALIZED (
         SELECT r.*
         FROM dma.counted k

@@ -347,7 +347,8 @@ BEGIN ATOMIC
             WHEN f.forwarded THEN 'forwarded mail, by the receiver''s word'
             WHEN f.kind = 'forwarder' THEN 'forwarders'
             WHEN f.kind = 'spoof' THEN 'forgeries'
-            WHEN 'policy_test_mode' = ANY(string_to_array(f.overrides, ',')) THEN 'unknown, let through by our test mode'
+            WHEN 'policy_test_mode' = ANY(string_to_array(f.overrides, ','))
+                THEN 'unknown, let through by our test mode'
             WHEN f.overrides <> '' THEN 'unknown, let through by the receiver'
             ELSE 'unknown, most likely forgeries'
         END
@@ -414,14 +415,20 @@ BEGIN ATOMIC
         SELECT f.* FROM dma.tls_failure f WHERE f.day > (now() AT TIME ZONE 'UTC')::date - $1
     ),
     rows AS (
-        SELECT p.policy_domain, p.reporter, p.policy_type, 'ok' AS result_type, NULL::text AS mx, p.ok, 0::bigint AS failed, p.day
+        SELECT
+            p.policy_domain, p.reporter, p.policy_type, 'ok' AS result_type, NULL::text AS mx, p.ok,
+            0::bigint AS failed, p.day
         FROM policies p
         WHERE p.ok > 0
         UNION ALL
-        SELECT f.policy_domain, f.reporter, f.policy_type, coalesce(f.result_type, 'unexplained'), f.mx, 0, f.failed, f.day
+        SELECT
+            f.policy_domain, f.reporter, f.policy_type, coalesce(f.result_type, 'unexplained'), f.mx, 0, f.failed,
+            f.day
         FROM failures f
         UNION ALL
-        SELECT p.policy_domain, p.reporter, p.policy_type, 'unexplained', NULL, 0, p.failed - coalesce(g.failed, 0), p.day
+        SELECT
+            p.policy_domain, p.reporter, p.policy_type, 'unexplained', NULL, 0, p.failed - coalesce(g.failed, 0),
+            p.day
         FROM policies p
         LEFT JOIN (
             SELECT f.policy_id, sum(f.failed)::bigint AS failed FROM failures f GROUP BY f.policy_id
