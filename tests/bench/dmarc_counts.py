@@ -458,6 +458,16 @@ def collect(origin: str, day: date, since: float, wanted: int) -> None:
     print(f"events: {number} of {wanted} messages")
 
 
+def arrived(sink: Sink, wanted: int) -> None:
+    """Leave nothing in the gateways' queues: what nobody takes later would be tried for days."""
+    deadline = time.monotonic() + 120
+    while sink.status()["count"] < wanted and time.monotonic() < deadline:
+        time.sleep(2)
+    number = sink.status()["count"]
+    if number != wanted:
+        raise BenchError(f"{number} of {wanted} messages arrived at the sink")
+
+
 def made(origin: str, day: date, since: float) -> Iterator[tuple[str, list[bytes], int]]:
     """The reports of the day: what made them, the documents, how many messages have no policy."""
     if origin == "analytics":
@@ -525,7 +535,7 @@ def main() -> int:
         if not options.again:
             if datetime.fromtimestamp(since + SECONDS, UTC).date() != day:
                 raise BenchError("the UTC day ends too soon: its events would be in two reports; run it after midnight")
-            with ends_tidily(), Sink():
+            with ends_tidily(), Sink() as sink:
                 print(f"{len(chosen)} messages of {len(KINDS)} kinds to {' and '.join(GATEWAYS)}, since {since:.0f}")
                 begun = time.monotonic()
                 results = send(new_run(), chosen)
@@ -534,6 +544,7 @@ def main() -> int:
                 if len(results) != len(chosen) or len(by_gateway) < 2:
                     raise BenchError(f"{len(results)} of {len(chosen)} results, by gateway {dict(by_gateway)}")
                 collect(options.events, day, since, truth.messages)
+                arrived(sink, len(chosen))
         return judge(options.events, day, since, truth)
     except (BenchError, subprocess.TimeoutExpired) as error:
         print(f"dmarc_counts: {error}", file=sys.stderr)
