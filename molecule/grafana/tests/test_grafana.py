@@ -220,6 +220,8 @@ def settings(host) -> configparser.RawConfigParser:
         ("server", "root_url", "https://grafana.example.org/"),
         ("auth.anonymous", "enabled", "false"),
         ("users", "allow_sign_up", "false"),
+        ("security", "admin_password", "$__file{/etc/grafana/secrets/admin_password}"),
+        ("security", "secret_key", "$__file{/etc/grafana/secrets/secret_key}"),
         ("security", "cookie_secure", "true"),
         ("security", "content_security_policy", "true"),
         ("security", "disable_gravatar", "true"),

@@ -82,7 +82,7 @@ def build() -> m.Json:
                 ),
                 m.table(
                     "Set aside, by reason",
-                    "Mails that were not stored; docs/analytics.md says what to do about each reason.",
+                    "Mails that were not stored; docs/dmarc-intake.md says what to do about each reason.",
                     """
                     SELECT regexp_replace(folder, '^set-aside/', '') AS reason, messages, oldest
                     FROM intake.folder WHERE folder LIKE 'set-aside/%' OR folder IN ('unsaved', 'invalid')
