@@ -346,6 +346,7 @@ def test_service_killed_at_random_moments_reports_everything_once(world):
     events = [event(day, name, rua(name)) for name in domains for _ in "12"]
     world.hand_in(events)
     world.complete(today())
+    world.configure(per_minute=600)
     unit = "/run/systemd/system/dmarc-reports.service.d/test.conf"
     world.ask(
         f"mkdir -p $(dirname {unit}); printf '[Service]\\nExecStart=\\nExecStart=/usr/bin/python3 -BP -m dmarc_reports "
@@ -353,12 +354,11 @@ def test_service_killed_at_random_moments_reports_everything_once(world):
         "systemctl start dmarc-reports"
     )
     try:
-        end = time.monotonic() + 10
-        while time.monotonic() < end:
-            time.sleep(random.uniform(0.2, 1.2))
+        for _ in range(8):
+            time.sleep(random.uniform(0.5, 3))
             world.run("systemctl kill -s KILL dmarc-reports")
-        assert int(world.ask("systemctl show -P NRestarts dmarc-reports")) > 3
-        assert world.mails()
+        time.sleep(1)
+        assert int(world.ask("systemctl show -P NRestarts dmarc-reports")) > 2
     finally:
         world.ask(f"systemctl stop dmarc-reports; rm -f {unit}; systemctl daemon-reload")
     time.sleep(4)
