@@ -362,6 +362,7 @@ def test_service_killed_at_random_moments_reports_everything_once(world):
     finally:
         world.ask(f"systemctl stop dmarc-reports; rm -f {unit}; systemctl daemon-reload")
     time.sleep(4)
+    world.configure()
     world.reports("send")
     mails = world.wait_for_mails(len(domains))
     assert sorted(mail.domain for mail in mails) == sorted(domains)
