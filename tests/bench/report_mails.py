@@ -327,7 +327,7 @@ def _with_two(first: bytes, second: bytes) -> bytes:
 #: Where the real reports have to end.
 SAMPLES = {
     "Report_domain-_borschow.com_Submitter-_google.com_Report-ID-_949348866075514174.eml": STORED,
-    "_example.com_1538204542_1538463818.xml": "?",
+    "_example.com_1538204542_1538463818.xml": STORED,
     "addisonfoods.com_example.com_1536105600_1536191999.xml": STORED,
     "dmarc_ruf_report_linkedin.eml": "set-aside/failure-report",
     "estadocuenta1.infonacot.gob.mx_example.com_1536853302_1536939702_2940.xml.zip": STORED,
