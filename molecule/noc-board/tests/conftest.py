@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import hashlib
 import http.server
 import json
 import os
@@ -98,7 +99,9 @@ def report(number: str, domain: str, day: str, stored: str, records: list[dict[s
     return "\n".join(lines)
 
 
-def sources(shown: list[Source], number: str = "week", stored: str = "'{last}'::timestamptz + interval '2 days'") -> str:
+def sources(
+    shown: list[Source], number: str = "week", stored: str = "'{last}'::timestamptz + interval '2 days'"
+) -> str:
     """SQL that puts in the week's failing mail; {first} and {last} are the days of the week."""
     return report(number, "example.org", "'{first}'::timestamptz", stored, [vars(one) for one in shown])
 
@@ -126,8 +129,7 @@ class Database:
         """The countries and networks that are shown with these reports and no others; nothing stays."""
         text = "\n".join(statements).replace("{first}", self.first).replace("{last}", self.last)
         lines = self.ask(
-            "BEGIN; DELETE FROM public.dmarc_aggregate_record_policy_override; DELETE FROM public.dmarc_aggregate_record;"
-            f" DELETE FROM public.dmarc_aggregate_report; {text}"
+            f"BEGIN; DELETE FROM public.dmarc_aggregate_report; {text}"
             " SELECT dimension, coalesce(code, 'other'), messages FROM dma_public.origin; ROLLBACK;"
         ).splitlines()
         found: dict[str, dict[str, int]] = {"country": {}, "network": {}}
@@ -168,12 +170,27 @@ def everything() -> str:
                 for n in range(count)
             ]
         parts.append(report(f"all-{back}", "example.org", day, f"{day} + interval '30 hours'", records))
-        for domain, good, bad in (("sfc.example.org", 300, 90), ("ml.example.org", 900, 7), ("quiet.example.org", 1, 0)):
+        for domain, good, bad in (
+            ("sfc.example.org", 300, 90),
+            ("ml.example.org", 900, 7),
+            ("quiet.example.org", 1, 0),
+        ):
             mail = [{"ip": "198.18.25.11", "country": "JP", "messages": good, "passed": True}]
             if bad:
                 mail.append({"ip": "192.0.2.7", "country": "US", "network": "SaaS", "messages": bad})
             parts.append(report(f"{domain}-{back}", domain, day, f"{day} + interval '30 hours'", mail))
     return "\n".join(parts)
+
+
+def chunks(text: str, size: int = 80_000) -> Iterator[str]:
+    """The same SQL in parts that fit on a command line, each of whole reports."""
+    head, part = "INSERT INTO public.dmarc_aggregate_report ", ""
+    for statement in text.split(head)[1:]:
+        if part and len(part) + len(statement) > size:
+            yield part
+            part = ""
+        part += head + statement
+    yield part
 
 
 @pytest.fixture
@@ -185,9 +202,8 @@ def database(host: Any) -> Database:
 def figures(host: Any, database: Database, everything: str) -> dict[str, Any]:
     """What the board shows of them."""
     if database.ask("SELECT count(*) FROM public.dmarc_aggregate_report WHERE report_id = 'all-0'") == "0":
-        for part in everything.split("\nINSERT INTO public.dmarc_aggregate_report "):
-            head = "" if part.startswith("INSERT") else "INSERT INTO public.dmarc_aggregate_report "
-            database.ask(head + part)
+        for part in chunks(everything):
+            database.ask(part)
         host.check_output("systemctl start dmarc-analysis-refresh.service")
     host.check_output("systemctl start noc-board.service")
     return json.loads(host.file(f"{DIRECTORY}/figures/stats.json").content_string)
@@ -239,8 +255,6 @@ def board(host: Any, chromium: Browser, tmp_path: Path) -> Iterator[Board]:
     for name in names:
         served = host.check_output(f"sha256sum < {DIRECTORY}/{name}").split()[0]
         if (SITE / name).stat().st_size > 100_000:  # the large ones are compared, not fetched
-            import hashlib
-
             assert hashlib.sha256((SITE / name).read_bytes()).hexdigest() == served, name
             shutil.copy(SITE / name, tmp_path)
         else:

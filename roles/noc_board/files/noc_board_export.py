@@ -20,10 +20,10 @@ import sys
 import tempfile
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import psycopg
-from psycopg.rows import dict_row
+if TYPE_CHECKING:
+    import psycopg
 
 _NETWORKS = """
 isp web_host email_provider email_security cloud saas it_service education government marketing finance healthcare
@@ -54,7 +54,9 @@ def read(connection: psycopg.Connection) -> dict[str, Any]:
     """All figures, as of one moment."""
 
     def rows(query: str) -> list[dict[str, Any]]:
-        return connection.cursor(row_factory=dict_row).execute(query).fetchall()
+        cursor = connection.execute(query)
+        names = [column.name for column in cursor.description or []]
+        return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
     period = rows("SELECT * FROM dma_public.period")[0]
     origin = rows("SELECT dimension, code, messages FROM dma_public.origin ORDER BY messages DESC, code")
@@ -180,6 +182,8 @@ def write(figures: dict[str, Any], out: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    import psycopg  # of the system, where the program runs; what is checked above needs no database
+
     parser = argparse.ArgumentParser(description="Write the figures of the board.")
     parser.add_argument("--database", required=True)
     parser.add_argument("--out", type=Path, required=True)

@@ -6,7 +6,7 @@
   const TEXT = {
     en: {
       title: (d) => `Mail in our name, last ${d.days} days`, messages: 'messages', passed: 'authenticated',
-      stopped: 'forged, stopped', failed: 'let through', taken: 'reports taken',
+      stopped: 'failed, stopped', failed: 'let through', taken: 'reports taken',
       daily: 'Messages per day', domains: 'Authenticated, by domain', origin: 'Where failing mail came from',
       networks: 'Failing mail by network', none: 'No figures yet', other: 'other', domain: (l) => `Domain ${l}`,
       masked: 'Rounded and grouped so that no sender can be told from another.',
@@ -22,7 +22,7 @@
     },
     ja: {
       title: (d) => `当組織名義のメール(直近${d.days}日間)`, messages: '通', passed: '認証済み',
-      stopped: 'なりすまし阻止', failed: '未認証で通過', taken: 'レポート受領率',
+      stopped: '失敗・阻止', failed: '失敗・通過', taken: 'レポート受領率',
       daily: '1日あたりの通数', domains: 'ドメイン別の認証率', origin: '認証に失敗したメールの発信元',
       networks: '発信元ネットワーク', none: 'データなし', other: 'その他', domain: (l) => `ドメイン${l}`,
       masked: '個々の送信者が分からないよう、丸めてまとめた数値です。',

@@ -1,0 +1,93 @@
+"""How long the board's export takes with many records: the aim is two seconds at a million.
+
+    board_export.py [--container lab-role-noc-board] [--records 1000000] [--runs 10]
+
+Wants a host where the roles postgresql, parsedmarc, dmarc_analysis and noc_board have run (the scenario noc-board, or
+the analytics host). Works in a database of its own, ``board_bench``, which is dropped at the end; what the host has stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+
+from benchlib import BenchError, ends_tidily, podman
+
+HERE = Path(__file__).resolve().parent
+ROLE = HERE.parents[1] / "roles/noc_board"
+DATABASE = "board_bench"
+LIMIT_S = 2.0
+
+
+class Host:
+    """The host under test."""
+
+    def __init__(self, container: str) -> None:
+        self.container = container
+
+    def psql(self, user: str, text: str, *options: str, database: str = DATABASE, timeout: float = 60) -> str:
+        command = ["runuser", "-u", user, "--", "psql", "-XqAt", "-v", "ON_ERROR_STOP=1", "-d", database, *options]
+        return podman(self.container, "sh", "-c", 'cd / && exec "$@"', "sh", *command, stdin=text, timeout=timeout)
+
+    def make(self, records: int) -> None:
+        """A copy of the host's schemas, full of reports."""
+        self.drop()
+        self.psql("postgres", f"CREATE DATABASE {DATABASE} OWNER parsedmarc", database="postgres")
+        dump = ["runuser", "-u", "postgres", "--", "pg_dump", "--schema-only", "--exclude-schema=dma_public", "dmarc"]
+        self.psql("postgres", podman(self.container, "sh", "-c", 'cd / && exec "$@"', "sh", *dump))
+        self.psql("parsedmarc", "INSERT INTO dma.state DEFAULT VALUES ON CONFLICT DO NOTHING")
+        load = (HERE / "analysis_load.sql").read_text(encoding="utf-8")
+        self.psql("parsedmarc", load, "-v", f"records={records}", timeout=1800)
+        for _ in range(100):
+            if self.psql("parsedmarc", "SELECT days_left FROM dma.refresh()", timeout=900).strip() == "0":
+                break
+        else:
+            raise BenchError("dma.refresh() does not come to an end")
+        self.psql("parsedmarc", "ANALYZE", timeout=600)
+        settings = ("min_sources=3", "min_messages=20", "days=30", "named_domains=", "ending=COMMIT")
+        board = (ROLE / "files/sql/board.sql").read_text(encoding="utf-8")
+        self.psql("postgres", board, *[word for setting in settings for word in ("-v", setting)])
+
+    def export(self) -> float:
+        """Seconds that the program takes, start of Python included."""
+        program = (
+            f"/usr/local/lib/noc-board/noc_board_export.py --database {DATABASE} --out /tmp/board-bench/stats.json"
+        )
+        command = f"cd / && exec runuser -u noc_board -- python3 -B {program}"
+        podman(self.container, "install", "-d", "-o", "noc_board", "/tmp/board-bench")
+        begun = time.monotonic()
+        podman(self.container, "sh", "-c", command)
+        return time.monotonic() - begun
+
+    def drop(self) -> None:
+        self.psql("postgres", f"DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)", database="postgres")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Measure the export of the board.")
+    parser.add_argument("--container", default="lab-role-noc-board")
+    parser.add_argument("--records", type=int, default=1_000_000)
+    parser.add_argument("--runs", type=int, default=10)
+    options = parser.parse_args()
+    host = Host(options.container)
+    try:
+        with ends_tidily():
+            try:
+                begun = time.monotonic()
+                host.make(options.records)
+                print(f"{options.records:,} records made and summed up in {time.monotonic() - begun:.0f} s")
+                took = sorted(host.export() for _ in range(options.runs))
+            finally:
+                host.drop()
+    except BenchError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"export: median {statistics.median(took):.2f} s, worst {took[-1]:.2f} s of {options.runs}; aim {LIMIT_S} s")
+    return int(took[-1] > LIMIT_S)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
