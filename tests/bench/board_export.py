@@ -3,7 +3,8 @@
     board_export.py [--container lab-role-noc-board] [--records 1000000] [--runs 10]
 
 Wants a host where the roles postgresql, parsedmarc, dmarc_analysis and noc_board have run (the scenario noc-board, or
-the analytics host). Works in a database of its own, ``board_bench``, which is dropped at the end; what the host has stays.
+the analytics host). Works in a database of its own, ``board_bench``, which is dropped at the end;
+what the host has stays.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from benchlib import BenchError, ends_tidily, podman
 HERE = Path(__file__).resolve().parent
 ROLE = HERE.parents[1] / "roles/noc_board"
 DATABASE = "board_bench"
+PLACE = "/tmp/board-bench"
 LIMIT_S = 2.0
 
 
@@ -57,7 +59,7 @@ class Host:
             f"/usr/local/lib/noc-board/noc_board_export.py --database {DATABASE} --out /tmp/board-bench/stats.json"
         )
         command = f"cd / && exec runuser -u noc_board -- python3 -B {program}"
-        podman(self.container, "install", "-d", "-o", "noc_board", "/tmp/board-bench")
+        podman(self.container, "install", "-d", "-o", "noc_board", PLACE)
         begun = time.monotonic()
         podman(self.container, "sh", "-c", command)
         return time.monotonic() - begun
