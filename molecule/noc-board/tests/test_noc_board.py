@@ -108,7 +108,8 @@ def test_figures_have_no_address_name_or_host(database, figures, host):
     allowed = {"example.org", *(one["code"] for one in figures["countries"]), "unknown", *"ABCD"}
     known = set(re.findall(r'"([^"]*)"', text)) - {"example.org"}
     # The kinds of networks are said in the board's own words; a few of them are everybody's.
-    allowed |= {value for value in values if value.lower() in NETWORKS}
+    # "other" is a reason of an override in RFC 9990, and a key of ours.
+    allowed |= {"other", *(value for value in values if value.lower() in NETWORKS)}
     leaked = {
         value
         for value in values - allowed
@@ -116,7 +117,7 @@ def test_figures_have_no_address_name_or_host(database, figures, host):
     }
     assert leaked == set()
     for word in re.findall(r"\w{4,}", " ".join(WORDS.values())):
-        assert word.lower() not in text.replace("example.org", "").lower() or word.lower() == "network", word
+        assert word.lower() in ("mail", "network", "example") or word.lower() not in text.lower(), word
     assert not re.search(r"[0-9]+[.][0-9]+[.][0-9]|::|@", text)
     assert re.findall(r"[a-z-]+[.][a-z]{2,}", text) == ["example.org"]
 

@@ -54,7 +54,8 @@
 
   function number(value, options) { return new Intl.NumberFormat(language, options).format(value); }
   function large(value) { return number(value, value >= 1e8 ? { notation: 'compact', maximumFractionDigits: 1 } : {}); }
-  function short(value) { return number(value, { notation: 'compact', maximumFractionDigits: 1 }); }
+  function short(value) { return number(value, { notation: 'compact', maximumSignificantDigits: 3 }); }
+  function narrow(value) { return value >= 1e6 ? short(value) : number(value); }
   function share(value, digits = 1) {
     return value === null || value === undefined ? '–' : `${number(value, { maximumFractionDigits: digits })} %`;
   }
@@ -128,12 +129,12 @@
     document.body.classList.remove('waiting');
     const total = figures.totals;
     const values = {
-      messages: large(total.messages), passed: share(total.passed_pct), stopped: large(total.stopped),
-      failed: large(total.failed), taken: share(figures.survey?.taken_pct),
+      messages: large(total.messages), passed: share(total.passed_pct), stopped: narrow(total.stopped),
+      failed: narrow(total.failed), taken: share(figures.survey?.taken_pct),
     };
     for (const [id, value] of Object.entries(values)) {
       $(id).textContent = value;
-      $(id).classList.toggle('long', value.length > (id === 'messages' ? 9 : 7));
+      $(id).classList.toggle('long', value.length > (id === 'messages' ? 9 : 6));
     }
     document.querySelector('.week').textContent = `${day(figures.week_first)} – ${day(figures.week_last)}`;
     for (const [card, list] of [['domains', figures.domains], ['origin', [...figures.countries, ...(figures.countries_other ? [1] : [])]],
@@ -144,8 +145,8 @@
       cells: [/^[A-Z]{1,2}$/.test(one.name) ? text.domain(one.name) : one.name, bar(one.passed_pct), share(one.passed_pct, 0)],
     })));
     const regions = new Intl.DisplayNames(language, { type: 'region', style: 'short' });
-    rows('countries', cells(figures.countries, figures.countries_other, 7, (code) => regions.of(code), step));
-    rows('networks', cells(figures.networks, figures.networks_other, 8, (code) => text[code]));
+    rows('countries', cells(figures.countries, figures.countries_other, 6, (code) => regions.of(code), step));
+    rows('networks', cells(figures.networks, figures.networks_other, 6, (code) => text[code]));
     graphs(text);
   }
 
