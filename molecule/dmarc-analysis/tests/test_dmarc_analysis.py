@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -12,7 +13,13 @@ from typing import Any
 
 import pytest
 
-SSH = ["ssh", "-F", str(Path(__file__).resolve().parents[3] / ".lab/ssh/config"), "role-dmarc-analysis"]
+REPOSITORY = Path(__file__).resolve().parents[3]
+sys.path.append(str(REPOSITORY / "plugins/module_utils"))
+
+import estate_model  # noqa: E402
+import estate_spf  # noqa: E402
+
+SSH = ["ssh", "-F", str(REPOSITORY / ".lab/ssh/config"), "role-dmarc-analysis"]
 REPORTERS = ("alpha.example", "beta.example", "gamma.example", "delta.example", "epsilon.example", "zeta.example")
 SUMMARIES = ("daily", "daily_domain", "daily_dkim", "address", "address_spf")
 OWN_KEY = ("example.org", "2026a", "pass")
@@ -126,7 +133,12 @@ class Database:
 
 @pytest.fixture
 def database() -> Iterator[Database]:
-    """Without reports, decisions and SPF networks; the role's own decisions are put back at the end."""
+    """Without reports, decisions and SPF networks; the role's own decisions are put back at the end.
+
+    The timer rests meanwhile: what it learns of addresses in the middle of a test is a change of its own.
+    """
+    timer = "dmarc-analysis-refresh.timer"
+    subprocess.run([*SSH, f"systemctl stop {timer} dmarc-analysis-refresh.service"], check=True, timeout=60)
     found = Database()
     found.run(
         "DELETE FROM public.dmarc_aggregate_report; DELETE FROM public.smtp_tls_report; DELETE FROM dma.sender;"
@@ -137,6 +149,7 @@ def database() -> Iterator[Database]:
     found.run("DELETE FROM public.dmarc_aggregate_report; DELETE FROM public.smtp_tls_report")
     subprocess.run([*SSH, "runuser -u parsedmarc -- dmarc-analysis schema"], check=True, timeout=60)
     found.refresh()
+    subprocess.run([*SSH, f"systemctl start {timer}"], check=True, timeout=60)
 
 
 def forty_senders() -> dict[str, list[str]]:
@@ -231,6 +244,44 @@ def test_the_postmasters_decisions_come_before_the_figures_and_the_longest_prefi
     kinds = database.rows("SELECT kind, sum(n)::int AS n FROM dma.daily_domain GROUP BY 1")
     assert {row["kind"] for row in kinds} == {"own", "provider", "forwarder", "spoof"}
     assert database.column("SELECT DISTINCT kind FROM dma.source WHERE ip = '198.51.100.10'") == ["spoof"]
+
+
+def test_the_work_list_becomes_the_lines_of_the_data_model(database: Database) -> None:
+    senders = estate_of_forty(database)
+    database.run(
+        "INSERT INTO dma.sender (network, kind, label) VALUES ('192.0.2.0/24', 'own', 'centre'),"
+        " ('198.51.100.0/24', 'own', 'branch'), ('203.0.113.1', 'provider', 'newsletter')"
+    )
+    database.refresh()
+    command = "runuser -u parsedmarc -- dmarc-analysis lists --days 90"
+    lists = json.loads(subprocess.run([*SSH, command], capture_output=True, check=True, timeout=60).stdout)
+    model = {
+        "domain": "example.org",
+        "authserv_id": "mx.example.org",
+        "gateways": [],
+        "hosts": {"relay": {"fqdn": "relay.example.org", "ipv4": "198.51.100.9"}},
+        "domains": {
+            "example.org": {
+                "send": {
+                    "networks": [*senders["own, listed"], senders["listed, silent"][0], senders["listed, silent"][2]],
+                    "includes": ["spf.example.com"],
+                }
+            }
+        },
+    }
+    (change,) = estate_spf.changes(estate_model.parse(model), lists)
+    assert change.send is not None
+    assert change.send["hosts"] == ["relay"]
+    assert set(change.send["networks"]) == {
+        *senders["own, listed"],
+        *senders["own, missing"][:3],
+        "198.51.100.10",
+        "198.51.100.11",
+        "203.0.113.1",
+    }
+    assert change.send["includes"] == []
+    told = {line.split()[0] for line in change.undecided}
+    assert told == {*senders["provider, missing"][1:], *senders["forwarder"]}
 
 
 def test_an_address_whose_envelope_is_not_ours_is_told_apart(database: Database) -> None:
