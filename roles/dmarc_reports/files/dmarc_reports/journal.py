@@ -161,6 +161,7 @@ def follow(conn: Connection, settings: Settings) -> int:
         if not cursor or "cursor" not in str(error):
             raise
         log.warning("%s: the journal is another one than before; it is read since the oldest open hand-over", error)
+        conn.execute("DELETE FROM dmarc_reports.survey_state WHERE name = 'journal'")
         return _follow(book, settings, from_time)
 
 
