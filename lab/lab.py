@@ -54,7 +54,7 @@ SSH_WAIT = 60  # seconds for a new container to answer on port 22
 PRIVATE_KEYS = ("arc", "list-arc", "2026a._domainkey.ml.example.org", "2026a._domainkey.rua.example.org")
 SECRETS = (
     *("srs", "list-rest", "list-archiver", "list-web", "list-unsubscribe", "list-oidc"),
-    *("dmarc-events", "dmarc-reports", "grafana", "grafana-database"),
+    *("dmarc-events", "dmarc-reports", "grafana", "grafana-database", "grafana-key"),
 )
 MEMBERS = ("alice", "olga")
 
@@ -394,6 +394,7 @@ def ensure_container(host: Host, image: str, quirks: Quirks) -> None:
     run("podman", "start", host.container)
     if not answers(host, SSH_WAIT):
         raise LabError(f"{host.container} does not answer by SSH; look at `podman logs {host.container}`")
+    run("podman", "exec", host.container, "update-ca-certificates")
     print(f"created {host.container}", flush=True)
 
 

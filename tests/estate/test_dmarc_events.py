@@ -8,32 +8,11 @@ import time
 
 import pytest
 
-from estatelib.places import ATTACKER, GATEWAYS
+from estatelib.events import Events
+from estatelib.places import ATTACKER
 
 ALICE = "alice@example.org"
 FETCH = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=9).read().decode())"
-
-
-class Events:
-    """The DMARC events written since this object was made."""
-
-    def __init__(self, estate) -> None:
-        self.estate = estate
-        self.old = set(self._all())
-
-    def _all(self) -> dict[str, dict]:
-        events = {}
-        for name in GATEWAYS:
-            lines = self.estate.gateway(name).run("sh", "-c", "tail -qn 1000 /var/spool/estate-dmarc/*.jsonl")
-            events |= {event["id"]: event for event in map(json.loads, lines.splitlines())}
-        return events
-
-    def only(self, **wanted) -> dict:
-        """Return the one new event whose fields have these values."""
-        new = [event for identity, event in self._all().items() if identity not in self.old]
-        found = [event for event in new if all(event[field] == value for field, value in wanted.items())]
-        assert len(found) == 1, f"{len(found)} events with {wanted} among {new}"
-        return found[0]
 
 
 @pytest.fixture

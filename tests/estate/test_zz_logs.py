@@ -57,6 +57,17 @@ EXPECTED_PORTS = {
         ("loopback", 9180),
         ("loopback", 10025),
     },
+    "analytics": {
+        ("any", 22),
+        ("any", 25),
+        ("any", 80),
+        ("any", 443),
+        ("any", 5432),
+        ("loopback", 53),
+        ("loopback", 5432),
+        ("loopback", 9180),
+        ("loopback", 10025),
+    },
 }
 
 

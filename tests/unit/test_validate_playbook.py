@@ -46,14 +46,21 @@ def secrets() -> dict[str, object]:
     return {
         "vault_arc_private_key": rsa_key(),
         "vault_srs_secret": "only for this test run",
-        "vault_dkim_private_keys": {"2026a._domainkey.ml.wide.ad.jp": rsa_key()},
+        "vault_dkim_private_keys": {f"2026a._domainkey.{domain}.wide.ad.jp": rsa_key() for domain in ("ml", "rua")},
         "vault_list_arc_private_key": rsa_key(),
         "vault_list_rest_password": "only for this test run",
         "vault_list_archiver_key": "only for this test run",
         "vault_list_web_secret": "only for this test run",
         "vault_list_unsubscribe_secret": "only for this test run",
         "vault_list_oidc_secret": "only for this test run",
-        "vault_tls_chains": {name: tls_chain(f"{name}.wide.ad.jp") for name in ("mail-gw1", "mail-gw2", "ml")},
+        "vault_dmarc_events_password": "only for this test run",
+        "vault_dmarc_reports_key": "only for this test run, only for this test run",
+        "vault_grafana_database_password": "only for this test run",
+        "vault_grafana_password": "only for this test run",
+        "vault_grafana_secret_key": "only for this test run, only for this test run",
+        "vault_tls_chains": {
+            name: tls_chain(f"{name}.wide.ad.jp") for name in ("mail-gw1", "mail-gw2", "ml", "analytics")
+        },
     }
 
 
