@@ -44,14 +44,20 @@ site: setup  ## roll out: make site INVENTORY=inventory/<site> [LIMIT=host]
 check: setup  ## what `make site` would change
 	ansible-playbook -i $(INVENTORY) --limit $(LIMIT) --check --diff playbooks/site.yml
 
-bench: setup  ## measure the lab's gateways and list host against bare Postfix (the lab must be up)
+bench: setup  ## measure the lab's hosts against their bars (the lab must be up)
 	python tests/bench/throughput.py
 	python tests/bench/list_fanout.py
 	python tests/bench/lists_as_data.py
+	python tests/bench/dmarc_counts.py
+	python tests/bench/analysis_rows.py --container lab-analytics
+	python tests/bench/dashboard_queries.py --container lab-analytics
+	python tests/bench/board_export.py --container lab-analytics
 
 drill: setup  ## kill every daemon under load and count the messages (the lab must be up)
 	python tests/bench/kill_drill.py
 	python tests/bench/list_drill.py
+	python tests/bench/survey_drill.py
+	python tests/bench/intake_drill.py
 
 clean:  ## remove containers, images, network and everything the lab and the tests made
 	@if [ -x .venv/bin/python ]; then .venv/bin/python lab/lab.py clean; fi
