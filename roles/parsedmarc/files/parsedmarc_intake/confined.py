@@ -13,7 +13,7 @@ from pathlib import Path
 from parsedmarc_intake.examine import Verdict, clean, examine
 from parsedmarc_intake.settings import MEGABYTE, Settings
 
-#: Address space of the process, in bytes: a mail of 15 MB with 50 MB in it takes less than half.
+#: Address space that looking at a mail may take, in bytes: one of 15 MB with 50 MB in it takes less than half.
 MEMORY = 512 * MEGABYTE
 #: Seconds of processor time, and seconds by the clock on a busy host.
 PROCESSOR = 30
@@ -21,7 +21,9 @@ SECONDS = 120
 
 
 def _child(path: Path, settings: Settings, authenticate: bool, answer: int) -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    limit = pages * resource.getpagesize() + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CPU, (PROCESSOR, PROCESSOR))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for number in (signal.SIGTERM, signal.SIGINT):
