@@ -38,8 +38,8 @@ for part in ("lab", "roles/arc/files", "roles/dmarc_reports/files", "tests/unit"
     sys.path.insert(0, str(ROOT / part))
 
 import dkim  # noqa: E402
-
 from dmarc_report_schema import faults, read  # noqa: E402
+
 from estatelib import keys  # noqa: E402
 
 GATEWAYS = {"lab-mail-gw1": "198.18.25.11", "lab-mail-gw2": "198.18.25.12"}

@@ -11,8 +11,8 @@ from email import message_from_bytes
 from xml.etree.ElementTree import Element
 
 import pytest
-
 from dmarc_report_schema import read
+
 from dmarc_reports.aggregate import Published, Report, Row
 from dmarc_reports.destinations import Destination
 from dmarc_reports.package import Mail, Sender, build, freeze

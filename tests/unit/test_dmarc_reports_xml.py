@@ -6,10 +6,10 @@ from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
+from dmarc_report_schema import faults, read
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmarc_report_schema import faults, read
 from dmarc_reports.aggregate import Published, Report, Row
 from dmarc_reports.events import DISPOSITIONS, DKIM_RESULTS, OVERRIDES, SPF_RESULTS, Override
 from dmarc_reports.report_xml import NAMESPACE, Form, Reporter, render

@@ -7,8 +7,8 @@ import random
 import re
 
 import pytest
-
 from conftest import DIRECTORY, REPOSITORY, WORDS, Source, sources
+
 from noc_board_export import NETWORKS
 
 VIEWS = {"daily", "domain", "origin", "period", "survey", "totals"}

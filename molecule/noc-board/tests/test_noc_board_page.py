@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from playwright.sync_api import Page, expect
-
 from conftest import REPOSITORY, hours_ago
+from playwright.sync_api import Page, expect
 
 SCREENSHOTS = REPOSITORY / ".lab/screenshots"
 
