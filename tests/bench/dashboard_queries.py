@@ -128,11 +128,11 @@ def main() -> int:
         create(given.container, given.records)
         for name, arguments in RANGES.items():
             results = sorted(measure(given.container, *arguments), key=lambda result: -result["p95"])
-            # Nobody changed a policy within the opening view; the scenario proves that the marks appear.
-            quiet = [result for result in results if "annotation" in result["place"] and not result["rows"]]
-            failed = [result for result in results if result["problem"] and result not in quiet]
-            for result in quiet:
-                result["problem"] = ""
+            for result in results:
+                # Nobody changed a policy within the opening view; the scenario proves that the marks appear.
+                if "annotation" in result["place"] and result["problem"] == "shows nothing":
+                    result["problem"] = f"takes {result['p95']:.0f} ms" if result["p95"] > BAR_MS else ""
+            failed = [result for result in results if result["problem"]]
             wrong += len(failed)
             print(
                 f"\n{name}: {len(results)} queries, {len(failed)} failed or slow; the slowest at p95 of {ROUNDS} runs:"

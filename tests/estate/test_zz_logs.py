@@ -11,6 +11,7 @@ from estatelib.places import ESTATE_HOSTS, GATEWAYS
 # Warnings that containers and the tests themselves provoke, each with its reason. Everything else is a defect.
 EXPLAINED = {
     r"\.service: ProtectHostname=yes is configured, but UTS namespace setup is prohibited": "containers",
+    r"PrivateNetwork=yes is configured, but network namespace setup not permitted": "containers",
     r"pam_env\(sshd:session\): Unable to open env file: /etc/default/locale": "a container has no locale",
     r"smtpd\[\d+\]: warning: connect to Milter service inet:127\.0\.0\.1:\d+: Connection refused": "filters stopped",
     r"reinject/cleanup\[\d+\]: warning: (connect to|read) TCP map .*127\.0\.0\.1:10001": "tests stop the SRS daemon",
