@@ -149,7 +149,7 @@ def database() -> Iterator[Database]:
     found.run("DELETE FROM public.dmarc_aggregate_report; DELETE FROM public.smtp_tls_report")
     subprocess.run([*SSH, "runuser -u parsedmarc -- dmarc-analysis schema"], check=True, timeout=60)
     found.refresh()
-    subprocess.run([*SSH, f"systemctl start {timer}"], check=True, timeout=60)
+    subprocess.run([*SSH, f"systemctl reset-failed {timer}; systemctl start {timer}"], check=True, timeout=60)
 
 
 def forty_senders() -> dict[str, list[str]]:
