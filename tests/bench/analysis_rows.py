@@ -18,9 +18,10 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
+from benchlib import BenchError
+from report_database import ReportDatabase
+
 DATABASE = "dmarc_bench"
 ROUNDS = 20
 BAR_MS = 1000.0  # for every question, at the 95th percentile
@@ -45,62 +46,10 @@ QUESTIONS = {
 }
 
 
-class BenchError(Exception):
-    """The benchmark cannot go on; the message says why."""
-
-
-class Database:
-    """psql in the container."""
-
-    def __init__(self, container: str) -> None:
-        self.container = container
-
-    def run(self, text: str, user: str = "parsedmarc", database: str = DATABASE, timeout: float = 590) -> str:
-        command = ["podman", "exec", "-i", "-w", "/", self.container, "runuser", "-u", user, "--", "psql", "-qAtX"]
-        done = subprocess.run(
-            [*command, "-v", "ON_ERROR_STOP=1", "-d", database], input=text, capture_output=True, text=True,
-            timeout=timeout, check=False,
-        )  # fmt: skip
-        if done.returncode:
-            raise BenchError(f"{self.container}: {done.stderr.strip()[-500:] or 'psql failed'}")
-        return done.stdout.strip()
-
-    def times(self, query: str, rounds: int) -> list[float]:
-        """Milliseconds of each round, as the server's client sees them, with all rows fetched."""
-        text = "\\o /dev/null\n\\timing on\n" + f"{query};\n" * rounds
-        return [float(found) for found in re.findall(r"^Time: ([0-9.]+) ms", self.run(text), re.MULTILINE)]
-
-    def create(self, records: int) -> float:
-        """The database with its tables, empty of what is real, and the made-up records; returns seconds."""
-        self.drop()
-        self.run(f"CREATE DATABASE {DATABASE} OWNER parsedmarc", user="postgres", database="postgres")
-        copy = (
-            "set -e; cd /; runuser -u parsedmarc -- pg_dump --schema-only --no-privileges dmarc"
-            f" | runuser -u parsedmarc -- psql -qX -v ON_ERROR_STOP=1 -d {DATABASE} >/dev/null"
-        )
-        done = subprocess.run(
-            ["podman", "exec", self.container, "bash", "-o", "pipefail", "-c", copy],
-            capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
-        if done.returncode:
-            raise BenchError(f"{self.container} has no database dmarc with the tables: {done.stderr.strip()[-300:]}")
-        self.run("INSERT INTO dma.state DEFAULT VALUES ON CONFLICT DO NOTHING")
-        begin = time.monotonic()
-        self.run(f"\\set records {records}\n" + (HERE / "analysis_load.sql").read_text(encoding="utf-8"))
-        return time.monotonic() - begin
-
-    def refresh(self) -> int:
-        """Refresh to the end; returns the days made."""
-        made = 0
-        for _ in range(100):
-            done, left = map(int, self.run("SELECT * FROM dma.refresh()").split("|"))
-            made += done
-            if not left:
-                return made
-        raise BenchError("the refresh comes to no end")
-
-    def drop(self) -> None:
-        self.run(f"DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)", user="postgres", database="postgres")
+def times(database: ReportDatabase, query: str, rounds: int) -> list[float]:
+    """Milliseconds of each round, as the server's client sees them, with all rows fetched."""
+    text = "\\o /dev/null\n\\timing on\n" + f"{query};\n" * rounds
+    return [float(found) for found in re.findall(r"^Time: ([0-9.]+) ms", database.sql(text), re.MULTILINE)]
 
 
 def percentile(values: list[float]) -> float:
@@ -115,26 +64,30 @@ def main() -> int:
     parser.add_argument("--records", type=int, default=1_000_000)
     parser.add_argument("--keep", action="store_true", help="keep the database for other questions")
     given = parser.parse_args()
-    database = Database(given.container)
+    database = ReportDatabase(given.container, DATABASE)
     missed = []
     try:
-        seconds = database.create(given.records)
-        print(f"{given.records} records loaded in {seconds:.0f} s")
+        database.create()
+        begin = time.monotonic()
+        database.load(given.records)
+        print(f"{given.records} records loaded in {time.monotonic() - begin:.0f} s")
         begin = time.monotonic()
         days = database.refresh()
         seconds = time.monotonic() - begin
         print(f"{days} days summarised in {seconds:.0f} s, {1e6 * seconds / given.records:.0f} µs a record")
-        database.run("VACUUM ANALYZE")
+        database.sql("VACUUM ANALYZE")
         for name, query in QUESTIONS.items():
-            values = database.times(query, ROUNDS)
+            values = times(database, query, ROUNDS)
             slow = percentile(values)
             print(f"{name:34} median {statistics.median(values):7.0f} ms   p95 {slow:7.0f} ms")
             if slow > BAR_MS or len(values) < ROUNDS:
                 missed.append(name)
-        idle = database.times("SELECT * FROM dma.refresh()", ROUNDS)
+        idle = times(database, "SELECT * FROM dma.refresh()", ROUNDS)
         print(f"{'refresh, nothing new':34} median {statistics.median(idle):7.0f} ms   p95 {percentile(idle):7.0f} ms")
-        day = database.times(
-            "INSERT INTO dma.stale_day SELECT max(day), true FROM dma.daily; SELECT * FROM dma.refresh()", ROUNDS
+        day = times(
+            database,
+            "INSERT INTO dma.stale_day SELECT max(day), true FROM dma.daily; SELECT * FROM dma.refresh()",
+            ROUNDS,
         )[1::2]
         print(
             f"{'refresh, one day made anew':34} median {statistics.median(day):7.0f} ms   p95 {percentile(day):7.0f} ms"

@@ -13,45 +13,28 @@ import argparse
 import statistics
 import sys
 import time
-from pathlib import Path
 
-from benchlib import BenchError, ends_tidily, podman
+from benchlib import HERE, BenchError, ends_tidily, podman
+from report_database import ReportDatabase
 
-HERE = Path(__file__).resolve().parent
 ROLE = HERE.parents[1] / "roles/noc_board"
 DATABASE = "board_bench"
 PLACE = "/tmp/board-bench"
 LIMIT_S = 2.0
 
 
-class Host:
+class Host(ReportDatabase):
     """The host under test."""
-
-    def __init__(self, container: str) -> None:
-        self.container = container
-
-    def psql(self, user: str, text: str, *options: str, database: str = DATABASE, timeout: float = 60) -> str:
-        command = ["runuser", "-u", user, "--", "psql", "-XqAt", "-v", "ON_ERROR_STOP=1", "-d", database, *options]
-        return podman(self.container, "sh", "-c", 'cd / && exec "$@"', "sh", *command, stdin=text, timeout=timeout)
 
     def make(self, records: int) -> None:
         """A copy of the host's schemas, full of reports."""
-        self.drop()
-        self.psql("postgres", f"CREATE DATABASE {DATABASE} OWNER parsedmarc", database="postgres")
-        dump = ["runuser", "-u", "postgres", "--", "pg_dump", "--schema-only", "--exclude-schema=dma_public", "dmarc"]
-        self.psql("postgres", podman(self.container, "sh", "-c", 'cd / && exec "$@"', "sh", *dump))
-        self.psql("parsedmarc", "INSERT INTO dma.state DEFAULT VALUES ON CONFLICT DO NOTHING")
-        load = (HERE / "analysis_load.sql").read_text(encoding="utf-8")
-        self.psql("parsedmarc", load, "-v", f"records={records}", timeout=1800)
-        for _ in range(100):
-            if self.psql("parsedmarc", "SELECT days_left FROM dma.refresh()", timeout=900).strip() == "0":
-                break
-        else:
-            raise BenchError("dma.refresh() does not come to an end")
-        self.psql("parsedmarc", "ANALYZE", timeout=600)
+        self.create("--exclude-schema=dma_public")
+        self.load(records)
+        self.refresh()
+        self.sql("ANALYZE")
         settings = ("min_sources=3", "min_messages=20", "days=30", "named_domains=", "ending=COMMIT")
         board = (ROLE / "files/sql/board.sql").read_text(encoding="utf-8")
-        self.psql("postgres", board, *[word for setting in settings for word in ("-v", setting)])
+        self.sql(board, "postgres", *[word for setting in settings for word in ("-v", setting)])
 
     def export(self) -> float:
         """Seconds that the program takes, start of Python included."""
@@ -64,9 +47,6 @@ class Host:
         podman(self.container, "sh", "-c", command)
         return time.monotonic() - begun
 
-    def drop(self) -> None:
-        self.psql("postgres", f"DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)", database="postgres")
-
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure the export of the board.")
@@ -74,7 +54,7 @@ def main() -> int:
     parser.add_argument("--records", type=int, default=1_000_000)
     parser.add_argument("--runs", type=int, default=10)
     options = parser.parse_args()
-    host = Host(options.container)
+    host = Host(options.container, DATABASE)
     try:
         with ends_tidily():
             try:

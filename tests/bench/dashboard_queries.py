@@ -20,10 +20,11 @@ import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
+from benchlib import HERE, BenchError, podman
+from report_database import ReportDatabase
+
 ROOT = HERE.parents[1]
 DATABASE = "dmarc_dashboards"
 PLACE = "/var/tmp/dashboard-queries"
@@ -48,54 +49,18 @@ FROM dmarc_reports.report WHERE report_id LIKE 'bench-%';
 """
 
 
-class BenchError(Exception):
-    """The benchmark cannot go on; the message says why."""
-
-
-def inside(container: str, *command: str, stdin: str = "", timeout: float = 590) -> str:
-    """Run a command in the container and return what it prints."""
-    done = subprocess.run(
-        ["podman", "exec", "-i", "-w", "/", container, *command],
-        input=stdin, capture_output=True, text=True, timeout=timeout, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        raise BenchError(f"{container}: {' '.join(command)[:80]}: {(done.stderr or done.stdout).strip()[-400:]}")
-    return done.stdout
-
-
-def psql(container: str, user: str, text: str, database: str = DATABASE) -> str:
-    """Run SQL as one of the database's roles."""
-    command = ("runuser", "-u", user, "--", "psql", "-qAtX", "-v", "ON_ERROR_STOP=1", "-d", database)
-    return inside(container, *command, stdin=text).strip()
-
-
-def create(container: str, records: int) -> None:
+def create(database: ReportDatabase, records: int) -> None:
     """The database, filled and summarised."""
-    drop(container)
-    psql(container, "postgres", f"CREATE DATABASE {DATABASE} OWNER parsedmarc", "postgres")
-    psql(container, "postgres", f"GRANT CONNECT ON DATABASE {DATABASE} TO dmarc_reports, grafana", "postgres")
-    copy = (
-        "runuser -u postgres -- pg_dump --schema-only dmarc"
-        f" | runuser -u postgres -- psql -qX -v ON_ERROR_STOP=1 -d {DATABASE} > /dev/null"
-    )
-    inside(container, "bash", "-o", "pipefail", "-c", copy)
+    database.create()
+    database.sql(f"GRANT CONNECT ON DATABASE {DATABASE} TO dmarc_reports, grafana", "postgres", database="postgres")
     scenario = ROOT / "molecule/grafana/files"
     begun = time.monotonic()
-    psql(
-        container,
-        "parsedmarc",
-        "INSERT INTO dma.state DEFAULT VALUES ON CONFLICT DO NOTHING;\n"
-        f"\\set records {records}\n" + (HERE / "analysis_load.sql").read_text(encoding="utf-8"),
-    )
-    psql(container, "parsedmarc", (scenario / "reports_in.sql").read_text(encoding="utf-8"))
+    database.load(records)
+    database.sql((scenario / "reports_in.sql").read_text(encoding="utf-8"))
     for text in ((scenario / "reports_out.sql").read_text(encoding="utf-8"), OUR_REPORTS):
-        psql(container, "dmarc_reports", text)
-    psql(container, "postgres", "VACUUM ANALYZE")
+        database.sql(text, "dmarc_reports")
+    database.sql("VACUUM ANALYZE", "postgres")
     print(f"{records} records loaded and summarised in {time.monotonic() - begun:.0f} s")
-
-
-def drop(container: str) -> None:
-    psql(container, "postgres", f"DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)", "postgres")
 
 
 def measure(container: str, *arguments: str) -> list[dict[str, Any]]:
@@ -105,7 +70,7 @@ def measure(container: str, *arguments: str) -> list[dict[str, Any]]:
         f" --json --rounds {ROUNDS} --limit {BAR_MS:.0f} {' '.join(arguments)}"
         f" --dsn 'host=127.0.0.1 sslmode=require user=grafana dbname={DATABASE}' dashboards/*.json || [ $? = 1 ]"
     )
-    text = inside(container, "sh", "-c", command)
+    text = podman(container, "sh", "-c", command, timeout=590)
     if not text.startswith("["):
         raise BenchError(text[:400] or "the queries were not run")
     return json.loads(text)
@@ -119,13 +84,14 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="keep the database for other questions")
     parser.add_argument("--slowest", type=int, default=12, help="print so many rows of each table")
     given = parser.parse_args()
+    database = ReportDatabase(given.container, DATABASE)
     wrong = 0
     try:
-        inside(given.container, "sh", "-c", f"rm -rf {PLACE}")
+        podman(given.container, "rm", "-rf", PLACE)
         subprocess.run(
             ["podman", "cp", str(ROOT / "roles/grafana/files"), f"{given.container}:{PLACE}"], check=True, timeout=60
         )
-        create(given.container, given.records)
+        create(database, given.records)
         for name, arguments in RANGES.items():
             results = sorted(measure(given.container, *arguments), key=lambda result: -result["p95"])
             for result in results:
@@ -145,7 +111,7 @@ def main() -> int:
         return 2
     finally:
         if not given.keep:
-            drop(given.container)
+            database.drop()
     print(f"\nbar: each query within {BAR_MS:.0f} ms at p95: {'missed' if wrong else 'met'}")
     return int(wrong > 0)
 
