@@ -14,19 +14,9 @@ import time
 import uuid
 
 import pytest
-from world import CONFIG, GATEWAYS, World, days_ago, event, today
+from world import CONFIG, GATEWAYS, days_ago, event, today
 
 RUA = "p=none; rua=mailto:dmarc@{0}"
-
-
-@pytest.fixture(scope="module")
-def quiet(host):
-    """The service does not run while tests give its commands; afterwards it does again."""
-    world = World()
-    world.ask("systemctl stop dmarc-reports")
-    yield world
-    world.empty()
-    world.ask("systemctl start dmarc-reports")
 
 
 @pytest.fixture

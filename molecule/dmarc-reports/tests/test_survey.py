@@ -12,16 +12,6 @@ BOUNCES = "/var/lib/dmarc_reports/bounces"
 FIRST_DAY_OF_SURVEY = 3
 
 
-@pytest.fixture(scope="module")
-def quiet(host):
-    """The service does not run while tests give its commands; afterwards it does again."""
-    world = World()
-    world.ask("systemctl stop dmarc-reports")
-    yield world
-    world.empty()
-    world.ask("systemctl start dmarc-reports")
-
-
 @pytest.fixture
 def world(quiet):
     quiet.empty()
