@@ -66,33 +66,35 @@ Diagnostic-Code: smtp; 552 5.2.2 mailbox full
 """
 
 
+def of_that_day(event: dict, domain: str, rua: str) -> dict:
+    """The event as if it were of DAY, of another policy domain and with another `rua` where they are given."""
+    policy = event["policy"]
+    if domain:
+        policy = policy | {"domain": domain}
+    if rua:
+        policy = policy | {"record": f"v=DMARC1; p={policy['p']}; rua={rua}"}
+    noon = datetime(DAY.year, DAY.month, DAY.day, 12, tzinfo=UTC)
+    return event | {"id": str(uuid.uuid4()), "time": int(noon.timestamp()), "policy": policy}
+
+
 @pytest.fixture
 def reported(estate):
     """Have the gateways' events of this test reported as if they were of DAY; gives what the store then knows."""
+    analytics = estate.host("analytics")
 
     def report(events: list[dict], domain: str = "", rua: str = "") -> list[list[str]]:
-        sql(estate, f"DELETE FROM dmarc_reports.report WHERE day = '{DAY}'")
-        sql(estate, f"DELETE FROM dmarc_reports.day WHERE day = '{DAY}'")
-        sql(estate, f"DELETE FROM dmarc_reports.event WHERE day = '{DAY}'")
-        with estate.host("analytics").service("dmarc-reports").stopped():  # it would close the day between two gateways
-            noon = int(datetime(DAY.year, DAY.month, DAY.day, 12, tzinfo=UTC).timestamp())
+        for table in ("report", "day", "event"):
+            sql(estate, f"DELETE FROM dmarc_reports.{table} WHERE day = '{DAY}'")
+        with analytics.service("dmarc-reports").stopped():  # it would close the day between two gateways
             for name in GATEWAYS:
-                lines = []
-                for event in events:
-                    if event["gateway"].split(".")[0] == name:
-                        changed = {"id": str(uuid.uuid4()), "time": noon}
-                        if rua:
-                            record = f"v=DMARC1; p={event['policy']['p']}; rua={rua}"
-                            changed["policy"] = event["policy"] | {"record": record}
-                        if domain:
-                            changed["policy"] |= {"domain": domain}
-                        lines.append(json.dumps(event | changed) + "\n")
-                if lines:
+                own = [event for event in events if event["gateway"].split(".")[0] == name]
+                if own:
+                    lines = "".join(json.dumps(of_that_day(event, domain, rua)) + "\n" for event in own)
                     path = f"/var/spool/estate-dmarc/{DAY:%Y%m%d}T12.{name}.test.jsonl"
-                    estate.gateway(name).run("python3", "-c", KEEP, path, stdin="".join(lines))
+                    estate.gateway(name).run("python3", "-c", KEEP, path, stdin=lines)
                 estate.gateway(name).run("systemctl", "start", "dmarc-events.service")
             for step in ("close", "send"):
-                estate.host("analytics").run("dmarc-reports", step)
+                analytics.run("dmarc-reports", step)
         return sql(estate, f"SELECT report_id, policy_domain, messages FROM dmarc_reports.report WHERE day = '{DAY}'")
 
     return report
