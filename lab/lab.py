@@ -57,6 +57,8 @@ SECRETS = (
     *("dmarc-events", "dmarc-reports", "grafana", "grafana-database", "grafana-key"),
 )
 MEMBERS = ("alice", "olga")
+#: Who signs in at the submission host: the password in secrets/submission-<name>, its hash beside it.
+SUBMITTERS = ("alice", "bob", "taro", "hanako")
 
 #: What a freshly installed server has, and no more: role scenarios converge on bare hosts.
 BASE_PACKAGES = (
@@ -256,6 +258,16 @@ def ensure_members() -> None:
             ensure_certificate(folder / f"members/{name}.pem", name, issuer, authority)
 
 
+def ensure_login(path: Path) -> None:
+    """A password, and its hash (SHA-512-crypt) as a site's vault would hold it."""
+    if not path.exists():
+        write(path, secrets.token_urlsafe(24))
+    hashed = path.with_suffix(".hash")
+    if not hashed.exists():
+        crypted = run("openssl", "passwd", "-6", "-stdin", stdin=path.read_bytes()).stdout.decode().strip()
+        write(hashed, f"{{SHA512-CRYPT}}{crypted}")
+
+
 def ensure_state(hosts: list[Host]) -> None:
     """Everything that outlives a container: made once, then kept."""
     ensure_ssh(hosts)
@@ -267,6 +279,8 @@ def ensure_state(hosts: list[Host]) -> None:
     for name in SECRETS:
         if not (STATE / f"secrets/{name}").exists():
             write(STATE / f"secrets/{name}", secrets.token_urlsafe(32))
+    for name in SUBMITTERS:
+        ensure_login(STATE / f"secrets/submission-{name}")
     for folder in ("mailboxes/world", "mailboxes/mail", "dns", "logs"):
         (STATE / folder).mkdir(parents=True, exist_ok=True)
 

@@ -22,9 +22,11 @@ import estate_checks
 import estate_dns
 import estate_keys
 import estate_model
+import estate_mta_sts
 import estate_plays
 import estate_secrets
 import estate_spf
+import estate_submission
 
 
 def _in_plain_words(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -113,8 +115,8 @@ def estate_verify_domains(model: Mapping[str, Any]) -> list[str]:
     return estate_model.verify_domains(estate_model.parse(model))
 
 
-def estate_zones(model: Mapping[str, Any], ttl: int = estate_dns.DEFAULT_TTL) -> dict[str, list[dict[str, Any]]]:
-    """All DNS records of the estate: ``{zone: [{name, type, value, ttl, reason}, …]}``."""
+def estate_zones(model: Mapping[str, Any], ttl: int | None = None) -> dict[str, list[dict[str, Any]]]:
+    """All DNS records of the estate: ``{zone: [{name, type, value, ttl, reason}, …]}``; the TTL is the model's."""
     return {
         zone: [dict(record) for record in records]
         for zone, records in estate_dns.zones(estate_model.parse(model), ttl).items()
@@ -144,6 +146,26 @@ def estate_spf_changes(model: Mapping[str, Any], lists: Mapping[str, Any]) -> li
     return estate_spf.report(estate_model.parse(model), lists)
 
 
+def estate_sender_logins(users: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Address → logins that may use it (Postfix smtpd_sender_login_maps): ``estate_submission_users | …``."""
+    return estate_submission.sender_logins(users)
+
+
+def estate_relay_certificates(relays: Mapping[str, Any]) -> dict[str, str]:
+    """Fingerprint → relay (Postfix relay_clientcerts): ``estate_submission_relays | …``."""
+    return estate_submission.relay_certificates(relays)
+
+
+def estate_submission_problems(users: Any, relays: Any, model: Any, passwords: Any) -> list[str]:
+    """What is wrong with the data of submission: ``users | estate_submission_problems(relays, model, passwords)``."""
+    return estate_submission.problems(users, relays, model, passwords)
+
+
+def estate_mta_sts_policies(model: Mapping[str, Any]) -> dict[str, str]:
+    """Domain → text of its MTA-STS policy (lines end in CRLF), for the web server that gives them out."""
+    return estate_mta_sts.policies(estate_model.parse(model))
+
+
 def dkim_public_key(pem: str) -> str:
     """The base64 ``p=`` value for a private key in PEM."""
     return estate_keys.public_key(pem)
@@ -158,12 +180,16 @@ class FilterModule:
             dkim_public_key,
             estate_forward_transport,
             estate_list_domains,
+            estate_mta_sts_policies,
             estate_problems,
+            estate_relay_certificates,
             estate_relay_domains,
             estate_relay_recipients,
             estate_secret_problems,
+            estate_sender_logins,
             estate_signing_keys,
             estate_spf_changes,
+            estate_submission_problems,
             estate_transport,
             estate_variable_problems,
             estate_verify_domains,

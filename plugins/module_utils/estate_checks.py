@@ -26,6 +26,8 @@ from estate_names import address_fault, domain_name_fault, is_ip, is_local_part,
 LIST_VARIABLES = ("estate_lists", "estate_list_base", "estate_list_profiles")
 #: So does what the web servers need: the CA that gives certificates by ACME, and the CAs of the members' certificates.
 WEB_VARIABLES = ("estate_acme", "estate_members_ca")
+#: And who may send through the submission host: estate_submission looks into them.
+SUBMISSION_VARIABLES = ("estate_submission_users", "estate_submission_relays")
 MANDATORY_VARIABLES = (
     "estate_name",
     "estate_domain",
@@ -46,6 +48,7 @@ MANDATORY_VARIABLES = (
     "estate_report_receivers",
     *LIST_VARIABLES,
     *WEB_VARIABLES,
+    *SUBMISSION_VARIABLES,
 )
 RENAMED_VARIABLES = {
     "estate_mx": "estate_gateways",
@@ -57,9 +60,8 @@ RENAMED_VARIABLES = {
     "estate_report_authorizations": "estate_report_authorisations",
 }
 
-MODEL_FIELDS = tuple(
-    name.removeprefix("estate_") for name in MANDATORY_VARIABLES if name not in LIST_VARIABLES + WEB_VARIABLES
-)
+BESIDE_THE_MODEL = LIST_VARIABLES + WEB_VARIABLES + SUBMISSION_VARIABLES
+MODEL_FIELDS = tuple(name.removeprefix("estate_") for name in MANDATORY_VARIABLES if name not in BESIDE_THE_MODEL)
 HOST_FIELDS = ("fqdn", "ipv4", "ipv6")
 DOMAIN_FIELDS = ("receive", "send", "sign", "dmarc", "strict", "lists", "mta_sts", "tls_rpt", "bimi", "closed")
 RECEIVE_FIELDS = ("next_hop", "recipients")

@@ -32,6 +32,9 @@ def problems(values: Mapping[str, Any], needed: list[str]) -> list[str]:
                 found += [
                     problem.replace(single, f"{name}[{key!r}]", 1) for problem in problems({single: one}, [single])
                 ]
+        elif isinstance(value, Mapping) and name.endswith("_passwords"):
+            # Hashes, which the role of their daemon looks into.
+            found += [f"{name}[{key!r}] is no text." for key, one in value.items() if not isinstance(one, str)]
         elif value is None or (isinstance(value, str) and not value.strip()):
             found.append(f"{name} is not set: {WHERE}.")
         elif not isinstance(value, str):

@@ -58,8 +58,9 @@ def secrets() -> dict[str, object]:
         "vault_grafana_database_password": "only for this test run",
         "vault_grafana_password": "only for this test run",
         "vault_grafana_secret_key": "only for this test run, only for this test run",
+        "vault_submission_passwords": {"postmaster@wide.ad.jp": "{SHA512-CRYPT}$6$only$forthistestrun"},
         "vault_tls_chains": {
-            name: tls_chain(f"{name}.wide.ad.jp") for name in ("mail-gw1", "mail-gw2", "ml", "analytics")
+            name: tls_chain(f"{name}.wide.ad.jp") for name in ("mail-gw1", "mail-gw2", "ml", "smtp", "analytics")
         },
     }
 
