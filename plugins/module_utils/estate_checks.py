@@ -6,7 +6,7 @@ Each sentence names the variable, its value and what is allowed, for example::
 
 Input is whatever YAML an operator typed.  No input raises: a part of the wrong type is reported and not looked into.
 Rules come from RFC 5321 (addresses, postmaster), RFC 7208 (SPF), RFC 6376 (selectors), RFC 8601 (authserv-id),
-RFC 9989 and RFC 9990 (DMARC); docs/data-model.md explains the fields.
+RFC 9989 and RFC 9990 (DMARC), RFC 8461 (MTA-STS), RFC 8659 (CAA); docs/data-model.md explains the fields.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ import difflib
 import ipaddress
 import itertools
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from estate_keys import key_type
-from estate_model import SMTP_PORT, as_list, mail_address, organisational_domain
+from estate_model import SMTP_PORT, as_list, is_below, mail_address, organisational_domain
 from estate_names import address_fault, domain_name_fault, is_ip, is_local_part, is_network, selector_fault
 
 #: The mailing lists stand beside the model; estate_lists looks into them.
@@ -46,6 +48,10 @@ MANDATORY_VARIABLES = (
     "estate_management_networks",
     "estate_report_authorisations",
     "estate_report_receivers",
+    "estate_mta_sts",
+    "estate_caa",
+    "estate_dns",
+    "estate_submission_host",
     *LIST_VARIABLES,
     *WEB_VARIABLES,
     *SUBMISSION_VARIABLES,
@@ -63,7 +69,27 @@ RENAMED_VARIABLES = {
 BESIDE_THE_MODEL = LIST_VARIABLES + WEB_VARIABLES + SUBMISSION_VARIABLES
 MODEL_FIELDS = tuple(name.removeprefix("estate_") for name in MANDATORY_VARIABLES if name not in BESIDE_THE_MODEL)
 HOST_FIELDS = ("fqdn", "ipv4", "ipv6")
-DOMAIN_FIELDS = ("receive", "send", "sign", "dmarc", "strict", "lists", "mta_sts", "tls_rpt", "bimi", "closed")
+DOMAIN_FIELDS = (
+    "receive",
+    "send",
+    "sign",
+    "dmarc",
+    "strict",
+    "lists",
+    "mta_sts",
+    "tls_rpt",
+    "bimi",
+    "closed",
+    "delegated",
+    "ds",
+)
+#: What a domain may have whose zone is its owner's: our gateways may still take its mail.
+DELEGATED_FIELDS = ("delegated", "ds", "receive", "closed")
+BIMI_FIELDS = ("logo", "evidence")
+NAME_SERVER_FIELDS = ("name", "ipv4", "ipv6")
+MTA_STS_FIELDS = ("host", "max_age")
+DNS_FIELDS = ("nameservers", "ttl", "update")
+DNS_UPDATE_FIELDS = ("server", "port", "key", "algorithm", "zones")
 RECEIVE_FIELDS = ("next_hop", "recipients")
 NEXT_HOP_FIELDS = ("host", "port")
 SEND_FIELDS = ("hosts", "networks", "includes", "spf_all")
@@ -77,6 +103,13 @@ AUTHORISATION_FIELDS = ("domain", "at")
 POLICIES = ("none", "quarantine", "reject")
 SPF_ALL = ("fail", "softfail", "neutral")
 MTA_STS_MODES = ("none", "testing", "enforce")
+#: Seconds, of a policy that senders can rely on and of the longest that RFC 8461 §3.2 allows.
+MTA_STS_MAX_AGES = (86400, 31557600)
+#: Seconds: below, resolvers ask all the time; above, a mistake stays for more than a day.
+TTLS = (30, 86400)
+TSIG_ALGORITHMS = ("hmac-sha256", "hmac-sha384", "hmac-sha512")
+#: DS digest type → hexadecimal digits (RFC 8624 §3.3: SHA-256 and SHA-384).
+DS_DIGITS = {2: 64, 4: 96}
 SPF_LOOKUP_LIMIT = 10
 WIDEST_IPV4_PREFIX = 16
 WIDEST_IPV6_PREFIX = 32
@@ -153,6 +186,12 @@ class _Checker:
         self.forwards = self._dict_of("forwards")
         self.keys = self._dict_of("dkim_public_keys")
         self.gateways = [name for name in self._list_of("gateways") if isinstance(name, str)]
+        self.fqdns = [host.get("fqdn") for host in self.hosts.values() if isinstance(host, dict)]
+        self.delegated = [
+            name
+            for name, fields in self.domains.items()
+            if isinstance(fields, dict) and fields.get("delegated") and domain_name_fault(name) is None
+        ]
         own = [self.model.get("domain"), self.model.get("srs_domain"), *self.domains]
         self.own = sorted({name for name in own if domain_name_fault(name) is None})
 
@@ -214,6 +253,11 @@ class _Checker:
             return False
         return value
 
+    def number(self, path: str, value: Any, least: int, most: int, what: str) -> None:
+        """A whole number; reports anything outside ``least`` to ``most``."""
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            self.say(path, value, f"must be {what}, {least} to {most}")
+
     def host(self, path: str, value: Any) -> bool:
         """Whether the value is a key of estate_hosts; reports any other."""
         if isinstance(value, str) and value in self.hosts:
@@ -257,6 +301,11 @@ class _Checker:
         self._check_forwards()
         self._check_policy()
         self._check_reports()
+        self._check_mta_sts()
+        self._check_caa()
+        self._check_dns()
+        self._check_submission_host()
+        self._check_tlsa()
         return list(dict.fromkeys(self.found))
 
     def _check_identity(self) -> None:
@@ -377,8 +426,11 @@ class _Checker:
             fields = self.mapping(path, value, DOMAIN_FIELDS)
             if not isinstance(value, dict):
                 continue
+            self._check_zone(name, path, fields)
             if self.boolean(f"{path}.closed", fields.get("closed", False)):
                 self._check_closed(path, fields)
+                continue
+            if fields.get("delegated") is not None:
                 continue
             if fields.get("receive") is None and fields.get("send") is None:
                 self.say(path, value, "needs receive (with a next_hop) or send; a domain without mail is closed: true")
@@ -389,14 +441,59 @@ class _Checker:
             if fields.get("sign") is not None:
                 self._check_sign(name, f"{path}.sign", fields["sign"])
             self._check_dmarc(name, path, fields)
-            self._check_switches(path, fields)
+            self._check_switches(name, path, fields)
 
     def _check_closed(self, path: str, fields: dict[str, Any]) -> None:
         for field in DOMAIN_FIELDS:
             if field != "closed" and fields.get(field):
                 self.say(f"{path}.{field}", fields[field], "not allowed beside closed: true; remove one of the two")
 
-    def _check_switches(self, path: str, fields: dict[str, Any]) -> None:
+    def _check_zone(self, name: str, path: str, fields: dict[str, Any]) -> None:
+        """Whether the domain is a zone of its own, and then what the parent must hold of it."""
+        owner = next((above for above in self.delegated if name.endswith(f".{above}")), None)
+        if owner is not None:
+            self.say("estate_domains", name, f"lies in the delegated zone {owner}, whose owner publishes it; remove it")
+        if fields.get("delegated") is None:
+            if fields.get("ds"):
+                self.say(f"{path}.ds", fields["ds"], "only a delegated zone has DS records; name its servers, too")
+            return
+        for field in DOMAIN_FIELDS:
+            if field not in DELEGATED_FIELDS and fields.get(field):
+                self.say(f"{path}.{field}", fields[field], "not allowed beside delegated: the zone's owner decides it")
+        if self.ours(name) == name:
+            self.say(f"{path}.delegated", fields["delegated"], f"no domain of ours lies above {name} to delegate it")
+        if fields.get("receive") is not None:
+            self._check_receive(f"{path}.receive", fields["receive"])
+        servers = self.sequence(f"{path}.delegated", fields["delegated"])
+        if not servers and isinstance(fields["delegated"], list):
+            self.say(f"{path}.delegated", [], "name the zone's servers, two or more")
+        for server in servers:
+            self._check_name_server(name, f"{path}.delegated", server)
+        for value in self.sequence(f"{path}.ds", fields.get("ds")):
+            if not _is_ds(value):
+                self.say(
+                    f"{path}.ds",
+                    value,
+                    "must be key tag, algorithm, digest type (2 or 4) and the digest in hexadecimal digits, as the"
+                    " zone's owner gives it",
+                )
+
+    def _check_name_server(self, zone: str, path: str, value: Any) -> None:
+        fields = self.mapping(path, value, NAME_SERVER_FIELDS) if isinstance(value, dict) else {"name": value}
+        name = fields.get("name")
+        if not self.domain_name(path if not isinstance(value, dict) else f"{path}.name", name):
+            return
+        addresses = [field for field in ("ipv4", "ipv6") if fields.get(field)]
+        for field in addresses:
+            self._check_address(f"{path}.{field}", fields[field], int(field[-1]), name, {})
+        inside = name.endswith(f".{zone}")
+        known = any(isinstance(host, dict) and host.get("fqdn") == name for host in self.hosts.values())
+        if inside and not addresses and not known:
+            self.say(path, value, "has a name in the zone itself; give its address: {name: …, ipv4: …, ipv6: …}")
+        elif addresses and not inside:
+            self.say(path, value, f"needs no address here, because its name lies outside {zone}; write the name only")
+
+    def _check_switches(self, name: str, path: str, fields: dict[str, Any]) -> None:
         policy = fields.get("dmarc")
         p = policy.get("p") if isinstance(policy, dict) else None
         strict = self.boolean(f"{path}.strict", fields.get("strict", False))
@@ -409,17 +506,43 @@ class _Checker:
         self.boolean(f"{path}.lists", fields.get("lists", False))
         if fields.get("lists") is True and fields.get("receive") is None:
             self.say(f"{path}.lists", True, "lists receive mail; give the domain a receive.next_hop")
-        mode = fields.get("mta_sts", "none")
-        if self.choice(f"{path}.mta_sts", mode, MTA_STS_MODES) and mode != "none" and fields.get("receive") is None:
-            self.say(f"{path}.mta_sts", mode, "the domain receives no mail; allowed: none")
+        mode = fields.get("mta_sts")
+        if mode is not None and self.choice(f"{path}.mta_sts", mode, MTA_STS_MODES):
+            if mode != "none" and fields.get("receive") is None:
+                self.say(f"{path}.mta_sts", mode, "the domain receives no mail; allowed: none")
+            if not self.model.get("mta_sts"):
+                self.say(f"{path}.mta_sts", mode, "estate_mta_sts must name the host that serves the policies")
+            if f"mta-sts.{name}" in (*self.domains, *self.fqdns):
+                self.say(f"{path}.mta_sts", mode, f"mta-sts.{name} is the policy's name and cannot be anything else")
         for address in self.sequence(f"{path}.tls_rpt", fields.get("tls_rpt")):
             if isinstance(address, str) and address.startswith("https://"):
                 continue
-            fault = address_fault(mail_address(address) if isinstance(address, str) else address)
+            mailbox = mail_address(address) if isinstance(address, str) else address
+            fault = address_fault(mailbox)
             if fault:
                 self.say(f"{path}.tls_rpt", address, f"{fault}; allowed: a mail address or an https URL")
-        if fields.get("bimi") and p not in ("quarantine", "reject"):
-            self.say(f"{path}.bimi", fields["bimi"], "BIMI is honoured only with dmarc.p quarantine or reject")
+            elif self.ours(mailbox.rpartition("@")[2]) is not None:
+                self._check_recipient(f"{path}.tls_rpt", mailbox)
+        if fields.get("bimi") is not None:
+            self._check_bimi(name, f"{path}.bimi", fields["bimi"])
+
+    def _check_bimi(self, name: str, path: str, value: Any) -> None:
+        bimi = self.mapping(path, value, BIMI_FIELDS)
+        if not isinstance(value, dict):
+            return
+        for field in BIMI_FIELDS:
+            url = bimi.get(field)
+            if (field == "logo" or url is not None) and not _is_https_url(url):
+                self.say(f"{path}.{field}", url, "must be an https URL" + (" or null" if field == "evidence" else ""))
+        # Receivers look at the author's domain and at the organisation's: a forger must not get by with a subdomain.
+        for domain in dict.fromkeys((name, self.ours(name))):
+            fields = self.domains.get(domain)
+            policy = fields.get("dmarc") if isinstance(fields, dict) else None
+            policy = policy if isinstance(policy, dict) else {}
+            if policy.get("p") not in ("quarantine", "reject"):
+                self.say(path, value, f"BIMI is honoured only with dmarc.p quarantine or reject in {domain}, too")
+            elif policy.get("sp") == "none":
+                self.say(path, value, f"BIMI is not honoured with dmarc.sp: none in {domain}")
 
     def _check_receive(self, path: str, value: Any) -> None:
         receive = self.mapping(path, value, RECEIVE_FIELDS)
@@ -613,6 +736,8 @@ class _Checker:
                 self.say("estate_dkim_public_keys", name, "must be <selector>._domainkey.<domain>, in lower case")
             elif self.ours(domain) is None:
                 self.say("estate_dkim_public_keys", name, f"lies in none of our domains: {_names(self.own)}")
+            elif any(is_below(domain, zone) for zone in self.delegated):
+                self.say("estate_dkim_public_keys", name, "lies in a delegated zone, whose owner publishes its keys")
             try:
                 key_type(public if isinstance(public, str) else "")
             except ValueError as error:
@@ -726,6 +851,90 @@ class _Checker:
         for name in self.sequence("estate_report_receivers", self.model.get("report_receivers")):
             if self.domain_name("estate_report_receivers", name) and self.ours(name) is not None:
                 self.say("estate_report_receivers", name, "is ours; only outside domains belong here")
+
+    def _check_mta_sts(self) -> None:
+        value = self.model.get("mta_sts")
+        if value is None:
+            return
+        fields = self.mapping("estate_mta_sts", value, MTA_STS_FIELDS)
+        if not isinstance(value, dict):
+            return
+        self.host("estate_mta_sts.host", fields.get("host"))
+        shortest, longest = MTA_STS_MAX_AGES
+        self.number("estate_mta_sts.max_age", fields.get("max_age", shortest), shortest, longest, "seconds")
+
+    def _check_caa(self) -> None:
+        for issuer in self.sequence("estate_caa", self.model.get("caa")):
+            name, *parameters = issuer.split(";") if isinstance(issuer, str) else [None]
+            fault = domain_name_fault(name.strip() if name is not None else None)
+            if fault or not all(_CAA_PARAMETER.fullmatch(parameter.strip()) for parameter in parameters):
+                self.say(
+                    "estate_caa",
+                    issuer,
+                    "must be the name that a CA states for CAA, such as letsencrypt.org, and parameters such as"
+                    f" '; accounturi=https://…' (RFC 8659, RFC 8657){'; ' + fault if fault else ''}",
+                )
+
+    def _check_dns(self) -> None:
+        fields = self.mapping("estate_dns", self.model.get("dns"), DNS_FIELDS)
+        for server in self.sequence("estate_dns.nameservers", fields.get("nameservers")):
+            self.domain_name("estate_dns.nameservers", server)
+        self.number("estate_dns.ttl", fields.get("ttl", TTLS[1]), *TTLS, "seconds")
+        value = fields.get("update")
+        if value is None:
+            return
+        update, path = self.mapping("estate_dns.update", value, DNS_UPDATE_FIELDS), "estate_dns.update"
+        if not isinstance(value, dict):
+            return
+        if not is_ip(update.get("server")):
+            self.domain_name(f"{path}.server", update.get("server"))
+        self.number(f"{path}.port", update.get("port", 53), 1, 65535, "a port")
+        key = update.get("key")
+        if not isinstance(key, str) or not _KEY_NAME.fullmatch(key):
+            self.say(f"{path}.key", key, "must be the name of the TSIG key, as the name server has it")
+        self.choice(f"{path}.algorithm", update.get("algorithm", TSIG_ALGORITHMS[0]), TSIG_ALGORITHMS)
+        for zone in self.sequence(f"{path}.zones", update.get("zones")):
+            if self.domain_name(f"{path}.zones", zone) and not zone.endswith(".arpa") and self.ours(zone) != zone:
+                self.say(f"{path}.zones", zone, f"is no zone of ours; known: {_names({*map(self.ours, self.own)})}")
+
+    def _check_submission_host(self) -> None:
+        value = self.model.get("submission_host")
+        if value is not None:
+            self.host("estate_submission_host", value)
+
+    def _check_tlsa(self) -> None:
+        value = self.model.get("tlsa")
+        if value is None:
+            return
+        if not isinstance(value, dict):
+            self.say("estate_tlsa", value, "must be a mapping: host of estate_hosts to digests of its keys")
+            return
+        for host, digests in value.items():
+            self.host("estate_tlsa", host)
+            for digest in self.sequence(f"estate_tlsa['{host}']", digests):
+                if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+                    self.say(f"estate_tlsa['{host}']", digest, "must be a SHA-256 digest: 64 hexadecimal digits")
+
+
+_CAA_PARAMETER = re.compile(r"[a-z0-9-]+=[!-:<-~]*", re.IGNORECASE)
+_KEY_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_DS = re.compile(r"(\d{1,5}) (\d{1,3}) ([24]) ([0-9a-fA-F]+)")
+
+
+def _is_ds(value: Any) -> bool:
+    match = _DS.fullmatch(value) if isinstance(value, str) else None
+    return bool(match) and int(match[1]) < 65536 and len(match[4]) == DS_DIGITS[int(match[3])]
+
+
+def _is_https_url(value: Any) -> bool:
+    if not isinstance(value, str) or not value.isascii() or any(char.isspace() or char in '"\\' for char in value):
+        return False
+    try:
+        parts = urlsplit(value)
+    except ValueError:
+        return False
+    return parts.scheme == "https" and domain_name_fault(parts.hostname) is None and len(parts.path) > 1
 
 
 def _normal_host(value: Any) -> str:

@@ -4,7 +4,8 @@ A record is a dict ``{name, type, value, ttl, reason}``: ``name`` is fully quali
 in the presentation format of master files (RFC 1035 §5; names in it end in a dot, TXT strings are quoted).
 
 Follows RFC 7505 (null MX), RFC 7208 (SPF), RFC 6376 (DKIM), RFC 9989 and RFC 9990 (DMARC, report authorisation),
-RFC 8460 (TLS-RPT).
+RFC 8460 (TLS-RPT), RFC 8461 (MTA-STS), RFC 7672 (DANE), RFC 8659 (CAA), RFC 6186 and RFC 8314 (submission),
+draft-brand-indicators-for-message-identification (BIMI).
 """
 
 from __future__ import annotations
@@ -14,15 +15,29 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypedDict
 
 from estate_keys import key_type
-from estate_model import Dmarc, Domain, Estate, Host, mail_address
+from estate_model import (
+    DEFAULT_TTL,
+    SMTP_PORT,
+    Bimi,
+    Dmarc,
+    Domain,
+    Estate,
+    Host,
+    mail_address,
+    organisational_domain,
+)
+from estate_mta_sts import VERSION, policy, policy_host
 
-DEFAULT_TTL = 3600
 TXT_STRING_OCTETS = 255
 MX_PREFERENCE = 10
 SPF_ALL = {"fail": "-all", "softfail": "~all", "neutral": "?all"}
 NOTHING_SENT = Dmarc(p="reject", sp="reject", np="reject", rua=(), testing=False)
 IPV4_ZONE_PREFIX = 24
 IPV6_ZONE_PREFIX = 64
+#: Service name → port, for mail programs that set themselves up (RFC 6186, RFC 8314 §5.1).
+SUBMISSION_PORTS = {"submissions": 465, "submission": 587}
+#: Certificate usage, selector, matching type of a TLSA record: the SHA-256 of the key itself (RFC 7672 §3.1.1).
+TLSA_PARAMETERS = "3 1 1"
 
 
 class Record(TypedDict):
@@ -90,28 +105,45 @@ def dkim_value(public: str) -> str:
     return f"v=DKIM1; k={key_type(public)}; p={public}"
 
 
-def zones(estate: Estate, ttl: int = DEFAULT_TTL) -> dict[str, list[Record]]:
+def bimi_value(bimi: Bimi) -> str:
+    """The text of a BIMI assertion record; without evidence the tag ``a`` stays away."""
+    tags = ["v=BIMI1", f"l={_uri_escape(bimi.logo)}"]
+    tags += [f"a={_uri_escape(bimi.evidence)}"] if bimi.evidence else []
+    return "; ".join(tags)
+
+
+def zones(estate: Estate, ttl: int | None = None) -> dict[str, list[Record]]:
     """All zones of the estate, forward and reverse, with their records in a stable order.
 
-    A zone is the topmost of our domains with everything below it.  Hosts whose name lies outside our domains get no
-    records: their owner publishes them.
+    A zone is the topmost of our domains with everything below it, but for delegated zones, of which only the
+    delegation is here.  Hosts whose name lies outside our zones get no records: their owner publishes them.
+
+    :param ttl: seconds that the records may be kept; by default what ``estate_dns`` says.
     """
     records: dict[tuple[str, str, str], Record] = {}
+    ttl = estate.dns.ttl if ttl is None else ttl
 
     def add(name: str, rtype: str, value: str, reason: str) -> None:
         records.setdefault((name, rtype, value), Record(name=name, type=rtype, value=value, ttl=ttl, reason=reason))
 
     _host_records(estate, add)
     for domain in estate.domains.values():
-        _domain_records(domain, estate, add)
+        if domain.delegated:
+            _delegation(domain, add)
+        else:
+            _domain_records(domain, estate, add)
     _srs_records(estate, add)
+    _tlsa_records(estate, add)
+    _submission_records(estate, add)
+    _caa_records(estate, add)
     for name, public in estate.dkim_public_keys.items():
         add(name, "TXT", txt(dkim_value(public)), "Receivers verify our DKIM signatures and ARC seals with this key.")
     _report_authorisations(estate, add)
 
     found: dict[str, list[Record]] = {}
     for record in records.values():
-        zone = reverse_zone_of(record["name"]) or estate.zone_of(record["name"])
+        # A delegation and its glue stand in the zone above, all else where zone_of says.
+        zone = reverse_zone_of(record["name"]) or organisational_domain(record["name"], estate.names)
         if zone is not None:
             found.setdefault(zone, []).append(record)
     return {zone: sorted(found[zone], key=_order) for zone in sorted(found)}
@@ -187,6 +219,103 @@ def _domain_records(domain: Domain, estate: Estate, add: Add) -> None:
             "TXT",
             txt(f"v=TLSRPTv1; rua={rua}"),
             f"Senders report here when TLS to the hosts of {name} fails (RFC 8460).",
+        )
+    if domain.mta_sts is not None:
+        _mta_sts_records(domain, estate, add)
+    if domain.bimi is not None:
+        add(
+            f"default._bimi.{name}",
+            "TXT",
+            txt(bimi_value(domain.bimi)),
+            f"Receivers may show this logo beside mail from {name} that passes DMARC (BIMI).",
+        )
+
+
+def _mta_sts_records(domain: Domain, estate: Estate, add: Add) -> None:
+    name, host = domain.name, policy_host(domain.name)
+    _, policy_id = policy(domain, estate)
+    meaning = {
+        "enforce": "Senders give mail to the gateways over verified TLS or not at all",
+        "testing": "Senders report when verified TLS to the gateways fails, and deliver all the same",
+        "none": "Senders forget the earlier MTA-STS policy",
+    }[str(domain.mta_sts)]
+    add(
+        f"_mta-sts.{name}",
+        "TXT",
+        txt(f"v={VERSION}; id={policy_id};"),
+        f"{meaning}, by the policy of {name}; a new id makes them fetch it again (MTA-STS, RFC 8461).",
+    )
+    server = estate.hosts[estate.mta_sts.host if estate.mta_sts else ""]
+    for address in server.addresses:
+        add(
+            host,
+            "A" if ipaddress.ip_address(address).version == 4 else "AAAA",
+            str(ipaddress.ip_address(address)),
+            f"Senders fetch the MTA-STS policy of {name} from the web server of {server.name} under this name.",
+        )
+    add(host, "MX", "0 .", f"Null MX (RFC 7505): {host} is a web server's name, at which nobody takes mail.")
+    add(host, "TXT", txt("v=spf1 -all"), f"Nobody sends mail from {host}, though the name has an address.")
+
+
+def _delegation(domain: Domain, add: Add) -> None:
+    name = domain.name
+    for server in domain.delegated:
+        add(name, "NS", f"{server.name}.", f"The owner of {name} publishes what is in it, on the servers named here.")
+        if server.name.endswith(f".{name}"):
+            for address in server.addresses:
+                ip = ipaddress.ip_address(address)
+                reason = f"Glue: the server of {name} has a name in it, which leads nowhere without it (RFC 9471)."
+                add(server.name, "A" if ip.version == 4 else "AAAA", str(ip), reason)
+    for digest in domain.ds:
+        add(name, "DS", digest, f"The key that {name} is signed with, so that its answers validate (RFC 4034).")
+
+
+def _tlsa_records(estate: Estate, add: Add) -> None:
+    """DANE records of every host that others connect to by its MX or as users (RFC 7672 §3, §8.1)."""
+    ports = {gateway: [SMTP_PORT] for gateway in estate.gateways}
+    if estate.submission_host:
+        ports.setdefault(estate.submission_host, []).extend(SUBMISSION_PORTS.values())
+    for name, served in ports.items():
+        fqdn = estate.hosts[name].fqdn
+        if estate.zone_of(fqdn) is None:
+            continue
+        for port in sorted(served):
+            for position, digest in enumerate(estate.tlsa.get(name, ())):
+                if position == 0:
+                    reason = f"Clients that know DANE take only {name}'s own key on port {port} (RFC 7672)."
+                else:
+                    reason = f"The key that {name} takes next on port {port}, published before it is used."
+                add(f"_{port}._tcp.{fqdn}", "TLSA", f"{TLSA_PARAMETERS} {digest}", reason)
+
+
+def _submission_records(estate: Estate, add: Add) -> None:
+    if not estate.submission_host:
+        return
+    host = estate.hosts[estate.submission_host]
+    for service, port in SUBMISSION_PORTS.items():
+        add(
+            f"_{service}._tcp.{estate.domain}",
+            "SRV",
+            f"0 1 {port} {host.fqdn}.",
+            f"Mail programs find the submission host of {estate.domain} by themselves"
+            f" ({'TLS at once, RFC 8314' if port == 465 else 'STARTTLS, RFC 6186'}).",
+        )
+
+
+def _caa_records(estate: Estate, add: Add) -> None:
+    """Who may issue certificates for any name of a zone (RFC 8659); none where the site names no issuer."""
+    if not estate.caa:
+        return
+    for zone in sorted({organisational_domain(name, estate.names) or name for name in estate.names}):
+        for issuer in estate.caa:
+            who = issuer.partition(";")[0].strip()
+            add(zone, "CAA", f'0 issue "{issuer}"', f"Only {who} and others named here issue certificates for {zone}.")
+        add(zone, "CAA", '0 issuewild ";"', f"Nobody issues wildcard certificates for {zone}, since no host uses one.")
+        add(
+            zone,
+            "CAA",
+            f'0 iodef "mailto:{estate.postmaster}"',
+            f"A CA that is asked for a certificate for {zone} against these rules tells us.",
         )
 
 

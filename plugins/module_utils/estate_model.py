@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 SMTP_PORT = 25
+DEFAULT_TTL = 3600
+MTA_STS_MAX_AGE = 604800
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,53 @@ class Dmarc:
 
 
 @dataclass(frozen=True)
+class NameServer:
+    """A server of a delegated zone; addresses are known only where the parent needs them as glue (RFC 9471)."""
+
+    name: str
+    ipv4: str | None
+    ipv6: str | None
+
+    @property
+    def addresses(self) -> list[str]:
+        """All addresses, IPv4 first."""
+        return [address for address in (self.ipv4, self.ipv6) if address]
+
+
+@dataclass(frozen=True)
+class Bimi:
+    """Where a domain's logo and the certificate for it lie (BIMI assertion record); both are https URLs."""
+
+    logo: str
+    evidence: str | None
+
+
+@dataclass(frozen=True)
+class MtaSts:
+    """The host whose web server gives out the MTA-STS policies, and the seconds that senders may keep them."""
+
+    host: str
+    max_age: int
+
+
+@dataclass(frozen=True)
+class Dns:
+    """Where the estate's zones are served: authoritative servers, the records' TTL in seconds.
+
+    ``update_zones`` are those that the server for updates takes; None stands for all.
+    """
+
+    nameservers: tuple[str, ...]
+    ttl: int
+    update_zones: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
 class Domain:
     """A domain of ours.
+
+    ``mta_sts`` is the mode of its MTA-STS policy, None when it has none.  A domain with name servers (``delegated``) is
+    a zone of its own, whose owner publishes what it holds; ``ds`` are its DS records.
 
     ``recipients`` is ``"verify"`` (the next hop is asked), ``"any"``, or a tuple of local parts; it means nothing
     while ``next_hop`` is None (the domain receives no mail).
@@ -66,6 +113,10 @@ class Domain:
     dmarc: Dmarc | None
     tls_rpt: tuple[str, ...]
     lists: bool
+    mta_sts: str | None
+    bimi: Bimi | None
+    delegated: tuple[NameServer, ...]
+    ds: tuple[str, ...]
 
     @property
     def receives(self) -> bool:
@@ -78,6 +129,7 @@ class Estate:
     """The whole model."""
 
     domain: str
+    postmaster: str
     authserv_id: str
     srs_domain: str | None
     hosts: dict[str, Host]
@@ -86,9 +138,19 @@ class Estate:
     forwards: dict[str, tuple[str, ...]]
     dkim_public_keys: dict[str, str]
     report_authorisations: tuple[tuple[str, str], ...]
+    mta_sts: MtaSts | None
+    caa: tuple[str, ...]
+    dns: Dns
+    tlsa: dict[str, tuple[str, ...]]
+    submission_host: str | None
 
     def zone_of(self, name: str) -> str | None:
-        """The zone of ours that holds ``name``: the shortest of our domains that it equals or ends in, else None."""
+        """The zone of ours that holds ``name``: the shortest of our domains that it equals or ends in.
+
+        None for a name outside, and for one in a delegated zone, whose owner publishes it.
+        """
+        if any(domain.delegated and is_below(name, domain.name) for domain in self.domains.values()):
+            return None
         return organisational_domain(name, self.names)
 
     @property
@@ -138,6 +200,7 @@ def parse(model: Mapping[str, Any]) -> Estate:
     domains = {name: _parse_domain(name, fields, hosts) for name, fields in sorted(model["domains"].items())}
     return Estate(
         domain=model["domain"],
+        postmaster=model["postmaster"],
         authserv_id=model["authserv_id"],
         srs_domain=model.get("srs_domain") or None,
         hosts=hosts,
@@ -151,7 +214,33 @@ def parse(model: Mapping[str, Any]) -> Estate:
                 for entry in model.get("report_authorisations") or []
             )
         ),
+        mta_sts=_parse_mta_sts(model.get("mta_sts")),
+        caa=tuple(as_list(model.get("caa"))),
+        dns=_parse_dns(model.get("dns") or {}),
+        tlsa={name: tuple(as_list(digests)) for name, digests in sorted((model.get("tlsa") or {}).items())},
+        submission_host=model.get("submission_host") or None,
     )
+
+
+def _parse_mta_sts(fields: Mapping[str, Any] | None) -> MtaSts | None:
+    return MtaSts(host=fields["host"], max_age=int(fields.get("max_age") or MTA_STS_MAX_AGE)) if fields else None
+
+
+def _parse_dns(fields: Mapping[str, Any]) -> Dns:
+    zones = (fields.get("update") or {}).get("zones")
+    return Dns(
+        nameservers=tuple(as_list(fields.get("nameservers"))),
+        ttl=int(fields.get("ttl") or DEFAULT_TTL),
+        update_zones=None if zones is None else tuple(zones),
+    )
+
+
+def _parse_name_server(value: str | Mapping[str, Any], hosts: Mapping[str, Host]) -> NameServer:
+    """A name server from its name, its addresses from ``estate_hosts`` where it is one of ours."""
+    if not isinstance(value, str):
+        return NameServer(name=value["name"], ipv4=value.get("ipv4") or None, ipv6=value.get("ipv6") or None)
+    own = next((host for host in hosts.values() if host.fqdn == value), None)
+    return NameServer(name=value, ipv4=own and own.ipv4, ipv6=own and own.ipv6)
 
 
 def _parse_domain(name: str, fields: Mapping[str, Any], hosts: Mapping[str, Host]) -> Domain:
@@ -166,7 +255,7 @@ def _parse_domain(name: str, fields: Mapping[str, Any], hosts: Mapping[str, Host
             next_hop, port = str(target["host"]), int(target.get("port") or SMTP_PORT)
         else:
             next_hop = hosts[target].fqdn
-    policy = fields.get("dmarc")
+    policy, bimi = fields.get("dmarc"), fields.get("bimi")
     return Domain(
         name=name,
         closed=bool(fields.get("closed", False)),
@@ -190,6 +279,10 @@ def _parse_domain(name: str, fields: Mapping[str, Any], hosts: Mapping[str, Host
         ),
         tls_rpt=tuple(as_list(fields.get("tls_rpt"))),
         lists=bool(fields.get("lists", False)),
+        mta_sts=fields.get("mta_sts"),
+        bimi=bimi and Bimi(logo=bimi["logo"], evidence=bimi.get("evidence") or None),
+        delegated=tuple(_parse_name_server(server, hosts) for server in fields.get("delegated") or []),
+        ds=tuple(fields.get("ds") or []),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 
 import dns.name
 import dns.rdatatype
@@ -11,6 +12,7 @@ import pytest
 
 import estate_dns
 import estate_model
+import estate_mta_sts
 
 NAMESERVERS = ["ns.example.com", "ns.example.net"]
 
@@ -93,7 +95,8 @@ def test_fragment_has_no_soa_and_no_ns(model):
     records = estate_dns.zones(estate_model.parse(model))["example.org"]
     text = estate_dns.zone_file(records, "example.org")
     assert " SOA " not in text
-    assert " NS " not in text
+    assert "\n@ 60 IN NS " not in text
+    assert "\ninstitute 60 IN NS ns.example.com." in text, "a delegation is no matter of the name server's"
     dns.zone.from_text(text, origin="example.org", check_origin=False)
 
 
@@ -164,7 +167,7 @@ def test_host_that_is_a_mail_domain_too_has_one_spf_record(model):
 def test_no_name_has_two_spf_or_two_dmarc_records(models, site):
     zones = estate_dns.zones(estate_model.parse(models[site]))
     for records in zones.values():
-        for begin in ('"v=spf1', '"v=DMARC1', '"v=TLSRPTv1'):
+        for begin in ('"v=spf1', '"v=DMARC1', '"v=TLSRPTv1', '"v=STSv1', '"v=BIMI1'):
             names = [record["name"] for record in records if record["value"].startswith(begin)]
             assert len(names) == len(set(names))
 
@@ -263,11 +266,138 @@ def test_outside_domains_may_be_allowed_to_send_reports_here(model):
 
 
 def test_tls_reports_are_asked_for_where_the_data_names_an_address(model, zone):
-    assert values(zone, "_smtp._tls.example.org", "TXT") == []
+    assert values(zone, "_smtp._tls.load.example.org", "TXT") == []
+    assert values(zone, "_smtp._tls.example.org", "TXT") == ["v=TLSRPTv1; rua=mailto:tlsrpt@rua.example.org"]
     model["domains"]["example.org"]["tls_rpt"] = ["tlsrpt@example.org", "https://example.org/tlsrpt"]
     assert values(parsed(model, "example.org"), "_smtp._tls.example.org", "TXT") == [
         "v=TLSRPTv1; rua=mailto:tlsrpt@example.org,https://example.org/tlsrpt"
     ]
+
+
+@pytest.mark.parametrize(("domain", "mode"), [("example.org", "enforce"), ("sfc.example.org", "testing")])
+def test_mta_sts_policy_names_all_gateways_and_its_id_follows_the_text(model, domain, mode):
+    text, policy_id = estate_mta_sts.policy(domain, estate_model.parse(model))
+    assert text == (
+        f"version: STSv1\r\nmode: {mode}\r\nmx: mail-gw1.example.org\r\nmx: mail-gw2.example.org\r\nmax_age: 604800\r\n"
+    )
+    zone = parsed(model, "example.org")
+    assert values(zone, f"_mta-sts.{domain}", "TXT") == [f"v=STSv1; id={policy_id};"]
+    assert re.fullmatch(r"[a-zA-Z0-9]{1,32}", policy_id), "RFC 8461 §3.1"
+    assert values(zone, f"mta-sts.{domain}", "A") == ["198.18.25.13"]
+    assert values(zone, f"mta-sts.{domain}", "AAAA") == ["2001:db8:25::13"]
+    model["gateways"].pop()
+    assert estate_mta_sts.policy(domain, estate_model.parse(model))[1] != policy_id
+
+
+def test_withdrawn_mta_sts_policy_names_no_gateway_and_is_soon_forgotten(model):
+    text, _ = estate_mta_sts.policy("member.example.org", estate_model.parse(model))
+    assert text == "version: STSv1\r\nmode: none\r\nmax_age: 86400\r\n"
+
+
+def test_policies_are_those_of_the_domains_that_have_a_mode(model):
+    assert sorted(estate_mta_sts.policies(estate_model.parse(model))) == [
+        "example.org", "member.example.org", "ml.example.org", "sfc.example.org"
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match=r"load\.example\.org has no MTA-STS policy"):
+        estate_mta_sts.policy("load.example.org", estate_model.parse(model))
+
+
+def test_web_server_of_the_policies_sends_and_takes_no_mail(zone):
+    assert values(zone, "mta-sts.sfc.example.org", "MX") == ["0 ."]
+    assert values(zone, "mta-sts.sfc.example.org", "TXT") == ["v=spf1 -all"]
+
+
+def test_domain_without_a_mode_has_nothing_of_mta_sts(model, zone):
+    for name in ("_mta-sts.load.example.org", "mta-sts.load.example.org"):
+        assert zone.get_node(dns.name.from_text(name)) is None
+
+
+def test_tlsa_records_stand_for_the_current_and_the_next_key_of_every_mx_and_of_the_submission_host(model):
+    current, following, other = "ab" * 32, "cd" * 32, "ef" * 32
+    model["tlsa"] = {"mail-gw1": [current, following], "smtp": [other], "analytics": [other]}
+    zone = parsed(model, "example.org")
+    assert values(zone, "_25._tcp.mail-gw1.example.org", "TLSA") == [f"3 1 1 {current}", f"3 1 1 {following}"]
+    assert values(zone, "_25._tcp.mail-gw2.example.org", "TLSA") == [], "none is better than a wrong one"
+    assert values(zone, "_465._tcp.smtp.example.org", "TLSA") == [f"3 1 1 {other}"]
+    assert values(zone, "_587._tcp.smtp.example.org", "TLSA") == [f"3 1 1 {other}"]
+    for name in ("_25._tcp.smtp", "_25._tcp.analytics"):
+        assert values(zone, f"{name}.example.org", "TLSA") == [], "nobody outside connects there"
+
+
+def test_mail_programs_find_the_submission_host(model, zone):
+    assert values(zone, "_submissions._tcp.example.org", "SRV") == ["0 1 465 smtp.example.org."]
+    assert values(zone, "_submission._tcp.example.org", "SRV") == ["0 1 587 smtp.example.org."]
+    model["submission_host"] = None
+    assert values(parsed(model, "example.org"), "_submissions._tcp.example.org", "SRV") == []
+
+
+def test_only_the_named_authorities_may_issue_certificates(model, zone):
+    assert values(zone, "example.org", "CAA") == [
+        '0 iodef "mailto:postmaster@example.org"', '0 issue "acme.example.net"', '0 issuewild ";"'
+    ]  # fmt: skip
+    assert values(zone, "sfc.example.org", "CAA") == [], "that of the zone holds below it"
+    model["caa"] = ["example.net; accounturi=https://example.net/acme/7"]
+    model["domains"]["example.info"] = {"closed": True}
+    assert '0 issue "example.net; accounturi=https://example.net/acme/7"' in values(
+        parsed(model, "example.info"), "example.info", "CAA"
+    )
+    model["caa"] = []
+    assert values(parsed(model, "example.org"), "example.org", "CAA") == []
+
+
+def test_logo_is_published_with_its_certificate_where_there_is_one(model):
+    model["domains"]["example.org"]["bimi"] = {"logo": "https://www.example.org/a;b.svg"}
+    model["domains"]["sfc.example.org"]["bimi"] = {
+        "logo": "https://example.org/l.svg",
+        "evidence": "https://example.org/l.pem",
+    }
+    zone = parsed(model, "example.org")
+    assert values(zone, "default._bimi.example.org", "TXT") == ["v=BIMI1; l=https://www.example.org/a%3Bb.svg"]
+    assert values(zone, "default._bimi.sfc.example.org", "TXT") == [
+        "v=BIMI1; l=https://example.org/l.svg; a=https://example.org/l.pem"
+    ]
+
+
+def test_delegated_zone_has_its_servers_in_ours_and_nothing_else(model):
+    digest = "0A" * 32
+    model["domains"]["institute.example.org"] = {
+        "delegated": [{"name": "ns.institute.example.org", "ipv4": "192.0.2.53"}, "ns.example.com"],
+        "ds": [f"12345 13 2 {digest}"],
+        "receive": {"next_hop": "mail"},
+    }
+    # The owner's host, which we know of.
+    model["hosts"]["institute"] = {"fqdn": "mx.institute.example.org", "ipv4": "192.0.2.54"}
+    records = [
+        (record["name"], record["type"], record["value"])
+        for record in estate_dns.zones(estate_model.parse(model))["example.org"]
+        if record["name"].endswith("institute.example.org")
+    ]
+    assert records == [
+        ("institute.example.org", "DS", f"12345 13 2 {digest}"),
+        ("institute.example.org", "NS", "ns.example.com."),
+        ("institute.example.org", "NS", "ns.institute.example.org."),
+        ("ns.institute.example.org", "A", "192.0.2.53"),
+    ]
+    parsed(model, "example.org")
+
+
+def test_glue_of_a_host_of_ours_is_its_address(model):
+    model["hosts"]["institute"] = {"fqdn": "ns.institute.example.org", "ipv4": "192.0.2.53", "ipv6": "2001:db8::53"}
+    model["domains"]["institute.example.org"] = {"delegated": ["ns.institute.example.org"]}
+    zone = parsed(model, "example.org")
+    assert values(zone, "ns.institute.example.org", "A") == ["192.0.2.53"]
+    assert values(zone, "ns.institute.example.org", "AAAA") == ["2001:db8::53"]
+
+
+def test_ttl_is_the_models_or_what_the_caller_wants(model):
+    def ttls(*args):
+        zones = estate_dns.zones(estate_model.parse(model), *args)
+        return {record["ttl"] for records in zones.values() for record in records}
+
+    assert ttls() == {60}
+    assert ttls(300) == {300}
+    del model["dns"]["ttl"]
+    assert ttls() == {3600}
 
 
 def test_quotes_and_backslashes_survive_in_txt():
