@@ -12,6 +12,7 @@ from .mailboxes import Mailbox
 from .messages import message_id_of
 from .places import ADDRESSES, ATTACKER, GATEWAYS, STATE
 from .smtp import Session
+from .submission import User
 from .world import Post, World
 
 
@@ -28,6 +29,10 @@ class Estate:
     def mailbox(self, address: str) -> Mailbox:
         """Return a mailbox, ours or an outside one."""
         return Mailbox(address)
+
+    def user(self, login: str) -> User:
+        """Return one of our people, who sends through the submission host."""
+        return User(login)
 
     def list(self, address: str) -> MailingList:
         """Return a mailing list."""

@@ -10,13 +10,14 @@ MAILBOXES = STATE / "mailboxes"
 
 AUTHSERV_ID = "mx.example.org"
 GATEWAYS = ("mail-gw1", "mail-gw2")
-ESTATE_HOSTS = (*GATEWAYS, "mail", "ml", "analytics")
+ESTATE_HOSTS = (*GATEWAYS, "mail", "ml", "smtp", "analytics")
 ESTATE_MAIL_DOMAINS = ("example.org", "sfc.example.org")  # delivered on the mailbox host
 
 ADDRESSES = {
     "mail-gw1": ("198.18.25.11", "2001:db8:25::11"),
     "mail-gw2": ("198.18.25.12", "2001:db8:25::12"),
     "ml": ("198.18.25.13", "2001:db8:25::13"),
+    "smtp": ("198.18.25.14", "2001:db8:25::14"),
     "analytics": ("198.18.25.15", "2001:db8:25::15"),
     "mail": ("198.18.25.20", "2001:db8:25::20"),
     "world": ("198.18.25.100", "2001:db8:25::100"),
