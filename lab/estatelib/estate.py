@@ -8,11 +8,11 @@ from contextlib import contextmanager
 
 from .hosts import Host
 from .lists import MailingList
+from .mail_program import User
 from .mailboxes import Mailbox
 from .messages import message_id_of
 from .places import ADDRESSES, ATTACKER, GATEWAYS, STATE
 from .smtp import Session
-from .submission import User
 from .world import Post, World
 
 

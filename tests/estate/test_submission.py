@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from estatelib import arc_verify, auth_results, dkim_verify
+from estatelib.mail_program import HELO, SUBMISSION, SUBMISSIONS
 from estatelib.messages import compose, new_message_id
 from estatelib.places import ADDRESSES, BYSTANDER
-from estatelib.submission import HELO, SUBMISSION, SUBMISSIONS
 
 OUTSIDE = {"example.com": "user@example.com", "example.edu": "admin@example.edu"}
 
