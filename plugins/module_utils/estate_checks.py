@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from estate_keys import key_type
-from estate_model import SMTP_PORT, as_list, is_below, mail_address, organisational_domain
+from estate_model import KEY_STATES, KEY_USES, SMTP_PORT, as_list, is_below, mail_address, organisational_domain
 from estate_names import address_fault, domain_name_fault, is_ip, is_local_part, is_network, selector_fault
 
 #: The mailing lists stand beside the model; estate_lists looks into them.
@@ -30,6 +30,8 @@ LIST_VARIABLES = ("estate_lists", "estate_list_base", "estate_list_profiles")
 WEB_VARIABLES = ("estate_acme", "estate_members_ca")
 #: And who may send through the submission host: estate_submission looks into them.
 SUBMISSION_VARIABLES = ("estate_submission_users", "estate_submission_relays")
+#: Where playbooks keep what hosts have made, which is in the model itself (inventory/keys.yml).
+KEY_VARIABLES = ("estate_key_directory",)
 MANDATORY_VARIABLES = (
     "estate_name",
     "estate_domain",
@@ -52,21 +54,24 @@ MANDATORY_VARIABLES = (
     "estate_caa",
     "estate_dns",
     "estate_submission_host",
+    "estate_dkim",
+    "estate_dkim_keys",
+    "estate_tlsa",
     *LIST_VARIABLES,
     *WEB_VARIABLES,
     *SUBMISSION_VARIABLES,
+    *KEY_VARIABLES,
 )
 RENAMED_VARIABLES = {
     "estate_mx": "estate_gateways",
     "estate_mx_hosts": "estate_gateways",
     "estate_relay_domains": "estate_domains",
-    "estate_dkim_keys": "estate_dkim_public_keys",
     "estate_trusted_sealers": "estate_arc.trusted_sealers",
     "estate_spam_thresholds": "estate_spam",
     "estate_report_authorizations": "estate_report_authorisations",
 }
 
-BESIDE_THE_MODEL = LIST_VARIABLES + WEB_VARIABLES + SUBMISSION_VARIABLES
+BESIDE_THE_MODEL = LIST_VARIABLES + WEB_VARIABLES + SUBMISSION_VARIABLES + KEY_VARIABLES
 MODEL_FIELDS = tuple(name.removeprefix("estate_") for name in MANDATORY_VARIABLES if name not in BESIDE_THE_MODEL)
 HOST_FIELDS = ("fqdn", "ipv4", "ipv6")
 DOMAIN_FIELDS = (
@@ -93,9 +98,13 @@ DNS_UPDATE_FIELDS = ("server", "port", "key", "algorithm", "zones")
 RECEIVE_FIELDS = ("next_hop", "recipients")
 NEXT_HOP_FIELDS = ("host", "port")
 SEND_FIELDS = ("hosts", "networks", "includes", "spf_all")
-SIGN_FIELDS = ("signer", "selectors")
+SIGN_FIELDS = ("signer", "selectors", "rotate")
 DMARC_FIELDS = ("p", "sp", "np", "rua", "testing")
-ARC_FIELDS = ("enabled", "domain", "selector", "trusted_sealers")
+ARC_FIELDS = ("enabled", "domain", "selector", "rotate", "trusted_sealers")
+DKIM_FIELDS = ("rotate_days", "keep_days", "revoked_days")
+#: Days: least, most. A key that is kept too short fails mail that waited; one that signs for years is worth stealing.
+DKIM_DAYS = {"rotate_days": (1, 730), "keep_days": (5, 60), "revoked_days": (0, 365)}
+DKIM_KEY_FIELDS = ("use", "hosts", "state", "dates", "public_key", "revoked")
 SPAM_SCORES = ("greylist", "add_header", "reject")
 SPAM_FIELDS = (*SPAM_SCORES, "outside_lists")
 AUTHORISATION_FIELDS = ("domain", "at")
@@ -298,6 +307,8 @@ class _Checker:
         self._check_domains()
         self._check_arc()
         self._check_keys()
+        self._check_key_life()
+        self._check_made_keys()
         self._check_forwards()
         self._check_policy()
         self._check_reports()
@@ -636,8 +647,7 @@ class _Checker:
         else:
             self.host(f"{path}.signer", signer)
         selectors = self.sequence(f"{path}.selectors", sign.get("selectors"))
-        if not selectors:
-            self.say(f"{path}.selectors", sign.get("selectors"), "a signer needs a selector, for example [2026a]")
+        self.boolean(f"{path}.rotate", sign.get("rotate", False))
         for selector in selectors:
             fault = selector_fault(selector)
             if fault:
@@ -711,9 +721,12 @@ class _Checker:
         if not enabled:
             return
         domain, selector = arc.get("domain"), arc.get("selector")
+        self.boolean("estate_arc.rotate", arc.get("rotate", False))
         domain_valid = self.domain_name("estate_arc.domain", domain)
         if domain_valid and self.ours(domain) is None:
             self.say("estate_arc.domain", domain, f"we can publish keys only in our own domains: {_names(self.own)}")
+            return
+        if selector is None:  # the gateways make their key themselves
             return
         fault = selector_fault(selector)
         if fault:
@@ -742,6 +755,46 @@ class _Checker:
                 key_type(public if isinstance(public, str) else "")
             except ValueError as error:
                 self.say(path, public, f"is {error}; derive it from the private key by the filter dkim_public_key")
+
+    def _check_key_life(self) -> None:
+        """How long keys live, which must not be shorter than mail is under way."""
+        policy = self.mapping("estate_dkim", self.model.get("dkim"), DKIM_FIELDS)
+        if policy:
+            for field, (least, most) in DKIM_DAYS.items():
+                self.number(f"estate_dkim.{field}", policy.get(field), least, most, "a number of days")
+
+    def _check_made_keys(self) -> None:
+        """The keys that hosts made, as dkim_rotate.yml wrote them down; a damaged file must not reach a host."""
+        keys = self.model.get("dkim_keys")
+        if not isinstance(keys, dict):
+            self.say("estate_dkim_keys", keys, "must be a mapping, which playbooks/dkim_rotate.yml writes")
+            return
+        signing: dict[Any, str] = {}
+        for name, value in keys.items():
+            path = f"estate_dkim_keys['{name}']"
+            selector, found, domain = name.partition("._domainkey.") if isinstance(name, str) else (name, "", "")
+            if not found or selector_fault(selector) or domain_name_fault(domain):
+                self.say("estate_dkim_keys", name, "must be <selector>._domainkey.<domain>, in lower case")
+            if name in self.keys:
+                self.say("estate_dkim_keys", name, "stands in estate_dkim_public_keys, too; a selector names one key")
+            key = self.mapping(path, value, DKIM_KEY_FIELDS)
+            if not isinstance(value, dict):
+                continue
+            used = self.choice(f"{path}.use", key.get("use"), KEY_USES)
+            known = self.choice(f"{path}.state", key.get("state"), KEY_STATES)
+            if not isinstance(key.get("dates"), dict):
+                self.say(f"{path}.dates", key.get("dates"), "must be a mapping: what happened to when")
+            hosts = self.sequence(f"{path}.hosts", key.get("hosts"))
+            if used and known and key["state"] == "signing":
+                place = (key["use"], domain, *hosts)
+                if place in signing:
+                    self.say(path, "signing", f"{signing[place]} signs for the same domain on the same host")
+                signing.setdefault(place, name)
+            public = key.get("public_key")
+            try:
+                key_type(public if isinstance(public, str) else "")
+            except ValueError as error:
+                self.say(f"{path}.public_key", public, f"is {error}")
 
     def _check_forwards(self) -> None:
         forwards, srs = self.model.get("forwards"), self.model.get("srs_domain")

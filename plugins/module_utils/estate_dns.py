@@ -25,6 +25,7 @@ from estate_model import (
     Host,
     mail_address,
     organisational_domain,
+    published_keys,
 )
 from estate_mta_sts import VERSION, policy, policy_host
 
@@ -101,7 +102,9 @@ def address_mechanisms(host: Host) -> list[str]:
 
 
 def dkim_value(public: str) -> str:
-    """The text of a DKIM key record (RFC 6376 §3.6.1)."""
+    """The text of a DKIM key record (RFC 6376 §3.6.1); an empty key is a revoked one."""
+    if not public:
+        return "v=DKIM1; p="
     return f"v=DKIM1; k={key_type(public)}; p={public}"
 
 
@@ -136,8 +139,11 @@ def zones(estate: Estate, ttl: int | None = None) -> dict[str, list[Record]]:
     _tlsa_records(estate, add)
     _submission_records(estate, add)
     _caa_records(estate, add)
-    for name, public in estate.dkim_public_keys.items():
-        add(name, "TXT", txt(dkim_value(public)), "Receivers verify our DKIM signatures and ARC seals with this key.")
+    for name, public in published_keys(estate).items():
+        reason = "Receivers verify our DKIM signatures and ARC seals with this key."
+        if not public:
+            reason = "This key is revoked (empty p=): nothing that it signs is ours any more."
+        add(name, "TXT", txt(dkim_value(public)), reason)
     _report_authorisations(estate, add)
 
     found: dict[str, list[Record]] = {}

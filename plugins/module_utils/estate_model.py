@@ -17,6 +17,11 @@ from typing import Any
 SMTP_PORT = 25
 DEFAULT_TTL = 3600
 MTA_STS_MAX_AGE = 604800
+ROTATE_DAYS = 180
+KEEP_DAYS = 8
+#: What a key that a host made is used for, and the stations of its life in their order (docs/dkim-keys.md).
+KEY_USES = ("dkim", "arc")
+KEY_STATES = ("published", "signing", "retired", "removed")
 
 
 @dataclass(frozen=True)
@@ -88,11 +93,59 @@ class Dns:
 
 
 @dataclass(frozen=True)
+class MadeKey:
+    """A signing key that hosts made for themselves; its private half has never left them.
+
+    ``record`` is ``<selector>._domainkey.<domain>``, ``dates`` says what happened when (ISO 8601, UTC), ``revoked``
+    that the record in DNS holds an empty ``p=`` (RFC 6376 §3.6.1).
+    """
+
+    record: str
+    use: str
+    hosts: tuple[str, ...]
+    state: str
+    public_key: str
+    dates: Mapping[str, str]
+    revoked: bool
+
+    @property
+    def selector(self) -> str:
+        """The selector, ``s=`` of its signatures."""
+        return self.record.partition("._domainkey.")[0]
+
+    @property
+    def domain(self) -> str:
+        """The domain, ``d=`` of its signatures."""
+        return self.record.partition("._domainkey.")[2]
+
+
+@dataclass(frozen=True)
+class KeyLife:
+    """How many days a key signs, stays in DNS afterwards, and is then shown as revoked."""
+
+    rotate_days: int
+    keep_days: int
+    revoked_days: int
+
+
+@dataclass(frozen=True)
+class Arc:
+    """The gateways' ARC seal; without a selector, or with ``rotate``, the gateways make its key."""
+
+    enabled: bool
+    domain: str
+    selector: str | None
+    rotate: bool
+
+
+@dataclass(frozen=True)
 class Domain:
     """A domain of ours.
 
     ``mta_sts`` is the mode of its MTA-STS policy, None when it has none.  A domain with name servers (``delegated``) is
     a zone of its own, whose owner publishes what it holds; ``ds`` are its DS records.
+
+    ``selectors`` are those of keys in the vault. Without any, or with ``rotate``, the signer makes its own keys.
 
     ``recipients`` is ``"verify"`` (the next hop is asked), ``"any"``, or a tuple of local parts; it means nothing
     while ``next_hop`` is None (the domain receives no mail).
@@ -110,6 +163,7 @@ class Domain:
     spf_all: str
     signer: str | None
     selectors: tuple[str, ...]
+    rotate: bool
     dmarc: Dmarc | None
     tls_rpt: tuple[str, ...]
     lists: bool
@@ -117,6 +171,11 @@ class Domain:
     bimi: Bimi | None
     delegated: tuple[NameServer, ...]
     ds: tuple[str, ...]
+
+    @property
+    def makes_keys(self) -> bool:
+        """Whether the signer makes and rotates keys of its own for this domain."""
+        return self.signer is not None and (self.rotate or not self.selectors)
 
     @property
     def receives(self) -> bool:
@@ -143,6 +202,9 @@ class Estate:
     dns: Dns
     tlsa: dict[str, tuple[str, ...]]
     submission_host: str | None
+    arc: Arc
+    key_life: KeyLife
+    made_keys: dict[str, MadeKey]
 
     def zone_of(self, name: str) -> str | None:
         """The zone of ours that holds ``name``: the shortest of our domains that it equals or ends in.
@@ -219,6 +281,38 @@ def parse(model: Mapping[str, Any]) -> Estate:
         dns=_parse_dns(model.get("dns") or {}),
         tlsa={name: tuple(as_list(digests)) for name, digests in sorted((model.get("tlsa") or {}).items())},
         submission_host=model.get("submission_host") or None,
+        arc=_parse_arc(model.get("arc") or {}),
+        key_life=_parse_key_life(model.get("dkim") or {}),
+        made_keys={name: _parse_key(name, key) for name, key in sorted((model.get("dkim_keys") or {}).items())},
+    )
+
+
+def _parse_arc(fields: Mapping[str, Any]) -> Arc:
+    return Arc(
+        enabled=bool(fields.get("enabled")),
+        domain=fields.get("domain") or "",
+        selector=fields.get("selector"),
+        rotate=bool(fields.get("rotate")),
+    )
+
+
+def _parse_key_life(fields: Mapping[str, Any]) -> KeyLife:
+    return KeyLife(
+        rotate_days=int(fields.get("rotate_days", ROTATE_DAYS)),
+        keep_days=int(fields.get("keep_days", KEEP_DAYS)),
+        revoked_days=int(fields.get("revoked_days", 0)),
+    )
+
+
+def _parse_key(record: str, fields: Mapping[str, Any]) -> MadeKey:
+    return MadeKey(
+        record=record,
+        use=fields["use"],
+        hosts=tuple(fields["hosts"]),
+        state=fields["state"],
+        public_key=fields["public_key"],
+        dates=dict(fields["dates"]),
+        revoked=bool(fields.get("revoked")),
     )
 
 
@@ -269,6 +363,7 @@ def _parse_domain(name: str, fields: Mapping[str, Any], hosts: Mapping[str, Host
         spf_all=(send or {}).get("spf_all") or "fail",
         signer=sign.get("signer"),
         selectors=tuple(map(str, sign.get("selectors") or [])),
+        rotate=bool(sign.get("rotate", False)),
         dmarc=policy
         and Dmarc(
             p=policy["p"],
@@ -350,32 +445,63 @@ def list_domains(estate: Estate, host: str) -> list[str]:
     return [domain.name for domain in estate.domains.values() if domain.lists and domain.next_hop == fqdn]
 
 
+def published_keys(estate: Estate) -> dict[str, str]:
+    """All keys that stand in DNS: ``<selector>._domainkey.<domain>`` → ``p=``, empty for a revoked one.
+
+    Those that the site writes down itself (``estate_dkim_public_keys``) and those that hosts made.
+    """
+    made = {
+        record: "" if key.revoked else key.public_key
+        for record, key in estate.made_keys.items()
+        if key.state != "removed"
+    }
+    return dict(sorted({**made, **estate.dkim_public_keys}.items()))
+
+
 def signing_keys(estate: Estate, host: str, private_keys: Mapping[str, str]) -> list[dict[str, Any]]:
     """The DKIM keys with which ``host`` signs, as the role opendkim takes them.
 
-    The first selector of a domain signs; a further one is a key that waits, or whose signatures are still under way.
-    The first domain of lists also signs for authors elsewhere, whose posts a list passes on unchanged.
+    A key that the host made signs once ``estate_dkim_keys`` says so; its entry has no private key, since that never
+    leaves the host. Of the keys in the vault the first selector of a domain signs, unless a made one does; a further
+    one waits, or its signatures are still under way. The first domain of lists also signs for authors elsewhere, whose
+    posts a list passes on unchanged.
 
     :param private_keys: PEM by the name of the DNS record, ``<selector>._domainkey.<domain>``.
     :raises ValueError: when a key is not there.
     """
     keys: list[dict[str, Any]] = []
+    everyone = False
     for domain in estate.domains.values():
         if domain.signer != host:
             continue
-        for position, selector in enumerate(domain.selectors):
+        found: list[dict[str, Any]] = []
+        signs = False
+        for key in estate.made_keys.values():
+            if key.use != "dkim" or key.domain != domain.name or host not in key.hosts or key.state == "removed":
+                continue
+            entry = {"domain": domain.name, "selector": key.selector, "public_key": key.public_key}
+            if key.state == "signing":
+                signs = True
+                found.insert(0, entry)
+            elif not key.revoked:
+                found.append({**entry, "sign": []})
+        for selector in domain.selectors:
             record = f"{selector}._domainkey.{domain.name}"
             if not private_keys.get(record):
                 raise ValueError(f"no private key for {record}: vault_dkim_private_keys has none of this name")
-            key: dict[str, Any] = {
+            entry = {
                 "domain": domain.name,
                 "selector": selector,
                 "private_key": private_keys[record],
                 "public_key": estate.dkim_public_keys[record],
             }
-            if position:
-                key["sign"] = []
-            elif domain.lists and not any(earlier.get("sign") == ["*"] for earlier in keys):
-                key["sign"] = ["*"]
-            keys.append(key)
+            if signs:
+                found.append({**entry, "sign": []})
+            else:
+                signs = True
+                found.insert(0, entry)
+        if signs and domain.lists and not everyone:
+            found[0]["sign"] = ["*"]
+            everyone = True
+        keys += found
     return keys

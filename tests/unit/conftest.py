@@ -29,6 +29,7 @@ def load_model(site: str) -> dict[str, Any]:
     for path in sorted((REPOSITORY / "inventory" / site / "group_vars" / "all").glob("*.yml")):
         variables |= yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     variables["estate_dkim_public_keys"] = dict.fromkeys(variables["estate_dkim_public_keys"], PUBLIC_KEY)
+    variables |= {"estate_dkim_keys": {}, "estate_tlsa": {}}
     return {field: variables[f"estate_{field}"] for field in variables["estate_model"]}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import PUBLIC_KEY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,6 +34,13 @@ def change(model: dict[str, Any], *path: Any, to: Any) -> None:
         del place[last]
     else:
         place[last] = to
+
+
+MADE = "20261128a._domainkey.example.org"
+MADE_KEY = {
+    "use": "dkim", "hosts": ["smtp"], "state": "signing", "dates": {"made": "2026-11-28T06:00:00+00:00"},
+    "public_key": PUBLIC_KEY,
+}  # fmt: skip
 
 
 def mistake(name: str, *path: Any, to: Any, variable: str, value: str, says: str) -> Any:
@@ -152,8 +160,8 @@ MISTAKES = [
     # signing
     mistake("unknown signer", *DOMAIN, "sign", to={"signer": "signer9", "selectors": ["arc2026"]},
             variable="estate_domains['example.org'].sign.signer", value='"signer9"', says="no such host"),
-    mistake("signer without selector", *DOMAIN, "sign", to={"signer": "smtp"},
-            variable="estate_domains['example.org'].sign.selectors", value="null", says="needs a selector"),
+    mistake("rotation that is no switch", *DOMAIN, "sign", to={"signer": "smtp", "rotate": "yes"},
+            variable="estate_domains['example.org'].sign.rotate", value='"yes"', says="true or false"),
     mistake("selectors without signer", *DOMAIN, "sign", to={"selectors": ["arc2026"]},
             variable="estate_domains['example.org'].sign.signer", value="null", says="unknown signer"),
     mistake("malformed selector", *DOMAIN, "sign", to={"signer": "smtp", "selectors": ["2026_A"]},
@@ -348,6 +356,23 @@ MISTAKES = [
             value="[]", says="shuts you out"),
     mistake("switch for block lists that is no switch", "spam", "outside_lists", to="no",
             variable="estate_spam.outside_lists", value='"no"', says="true or false"),
+    # keys that hosts made
+    mistake("keys shorter in DNS than mail in queues", "dkim", "keep_days", to=4,
+            variable="estate_dkim.keep_days", value="4", says="a number of days, 5 to 60"),
+    mistake("key life without a word about rotation", "dkim", to={"keep_days": 8, "revoked_days": 0},
+            variable="estate_dkim.rotate_days", value="null", says="a number of days"),
+    mistake("made keys that are no mapping", "dkim_keys", to=[],
+            variable="estate_dkim_keys", value="[]", says="dkim_rotate.yml writes"),
+    mistake("made key of no selector", "dkim_keys", to={"example.org": MADE_KEY},
+            variable="estate_dkim_keys", value='"example.org"', says="<selector>._domainkey.<domain>"),
+    mistake("made key with the name of another", "dkim_keys", to={"arc2026._domainkey.example.org": MADE_KEY},
+            variable="estate_dkim_keys", value='"arc2026._domainkey.example.org"', says="a selector names one key"),
+    mistake("made key in an unknown state", "dkim_keys", to={MADE: MADE_KEY | {"state": "singing"}},
+            variable=f"estate_dkim_keys['{MADE}'].state", value='"singing"', says="allowed: published, signing"),
+    mistake("made key that is none", "dkim_keys", to={MADE: MADE_KEY | {"public_key": ""}},
+            variable=f"estate_dkim_keys['{MADE}'].public_key", value='""', says="neither an RSA key"),
+    mistake("two keys that sign for one domain", "dkim_keys", to={f"x{MADE}": MADE_KEY, MADE: MADE_KEY},
+            variable=f"estate_dkim_keys['{MADE}']", value="signing", says="signs for the same domain on the same host"),
     # reports
     mistake("authorisation for a domain of ours", "report_authorisations", to=[{"domain": "sfc.example.org"}],
             variable="estate_report_authorisations[0].domain", value='"sfc.example.org"', says="is ours"),

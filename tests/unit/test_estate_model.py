@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from ansible.errors import AnsibleFilterError
+from conftest import PUBLIC_KEY
 
 import estate
 
@@ -112,3 +113,56 @@ def test_first_selector_of_a_domain_of_lists_signs_for_everyone_and_the_next_one
 def test_signing_key_that_is_not_in_the_vault_is_named(model):
     with pytest.raises(AnsibleFilterError, match=r"no private key for 2026a\._domainkey\.ml\.example\.org"):
         FILTERS["estate_signing_keys"](model, "ml", {})
+
+
+SMTP_KEY = {"use": "dkim", "hosts": ["smtp"], "state": "signing", "dates": {}, "public_key": "p"}
+
+
+def made(**keys):
+    """``estate_dkim_keys`` for example.org by selector."""
+    return {f"{selector}._domainkey.example.org": SMTP_KEY | change for selector, change in keys.items()}
+
+
+def test_key_that_the_host_made_signs_when_the_records_say_so_and_has_no_private_key(model):
+    model["domains"]["example.org"]["sign"] = {"signer": "smtp"}
+    model["dkim_keys"] = made(
+        old={"state": "retired"}, now={}, next={"state": "published"}, gone={"state": "removed"},
+        seal={"use": "arc"}, elsewhere={"hosts": ["ml"]}, bad={"state": "retired", "revoked": True},
+    )  # fmt: skip
+    keys = FILTERS["estate_signing_keys"](model, "smtp", {})
+    assert keys[0] == {"domain": "example.org", "selector": "now", "public_key": "p"}
+    assert [(key["selector"], key["sign"]) for key in keys[1:]] == [("next", []), ("old", [])]
+    model["domains"]["example.org"]["sign"]["signer"] = "mail"
+    assert FILTERS["estate_signing_keys"](model, "smtp", {}) == []
+
+
+def test_key_of_the_vault_signs_until_one_that_the_host_made_does(model):
+    model["domains"]["example.org"]["sign"] = {"signer": "smtp", "selectors": ["v"], "rotate": True}
+    model["dkim_public_keys"]["v._domainkey.example.org"] = "q"
+    private = {"v._domainkey.example.org": "V"}
+    model["dkim_keys"] = made(next={"state": "published"})
+    assert [(key["selector"], key.get("sign")) for key in FILTERS["estate_signing_keys"](model, "smtp", private)] == [
+        ("v", None), ("next", []),
+    ]  # fmt: skip
+    model["dkim_keys"] = made(next={"state": "signing"})
+    assert [(key["selector"], key.get("sign")) for key in FILTERS["estate_signing_keys"](model, "smtp", private)] == [
+        ("next", None), ("v", []),
+    ]  # fmt: skip
+
+
+def test_made_keys_are_published_until_they_are_removed_and_shown_as_revoked(model):
+    model["dkim_keys"] = {
+        name: key | {"public_key": PUBLIC_KEY}
+        for name, key in made(
+            a={"state": "published"}, b={}, c={"state": "retired"}, d={"state": "removed"},
+            e={"state": "retired", "revoked": True},
+        ).items()
+    }  # fmt: skip
+    records = {
+        record["name"].partition(".")[0]: record["value"]
+        for record in FILTERS["estate_zones"](model)["example.org"]
+        if record["name"].endswith("._domainkey.example.org")
+    }
+    assert sorted(records) == ["a", "arc2026", "b", "c", "e"]
+    assert records["e"] == '"v=DKIM1; p="'
+    assert PUBLIC_KEY[:100] in records["a"]
