@@ -1,0 +1,36 @@
+"""Close a day that ended while the collector was down, as it does itself at midnight: ``carry_over.py DATABASE``.
+
+The collector (tlsrpt-reporter 0.6.0) moves its database to ``DATABASE.yesterday`` when it sees the UTC date change. One
+that was down then would go on in the old file, and that day's figures would be in no report. Run before it starts.
+"""
+
+from __future__ import annotations
+
+import datetime
+import sqlite3
+import sys
+from pathlib import Path
+
+
+def main(database: Path, today: datetime.date) -> None:
+    """Move the database away when its newest day is over; nothing else is touched."""
+    if not database.exists():
+        return
+    with sqlite3.connect(database) as connection:
+        try:
+            newest = connection.execute("SELECT max(day) FROM finalresults").fetchone()[0]
+        except sqlite3.DatabaseError as error:
+            print(f"{database}: {error}; the collector will say more", file=sys.stderr)
+            return
+        yesterday = (today - datetime.timedelta(days=1)).isoformat()
+        if not newest or newest >= today.isoformat():
+            return
+        connection.execute("DELETE FROM daystatus")
+        connection.execute("INSERT INTO daystatus (daycomplete) VALUES (?)", (yesterday,))
+    connection.close()
+    database.replace(f"{database}.yesterday")
+    print(f"{newest} ended while the collector was down: its figures are kept for the report")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), datetime.datetime.now(datetime.UTC).date())
