@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -227,8 +228,6 @@ class Server:
                 return False
             if answer.rcode() != dns.rcode.NOERROR:
                 raise DnsError(self._refusal(zone, answer.rcode()))
-            if not answer.had_tsig:
-                raise DnsError(f"{_text(zone)}: the answer of {self.where} is not signed, so nobody knows whose it is")
         return True
 
     def messages(self, zone: dns.name.Name, steps: Sequence[Change]) -> Iterator[dns.update.UpdateMessage]:
@@ -303,6 +302,20 @@ class Server:
         with _plain_words(self, zone):
             return dns.query.tcp(message, self.address, timeout=self.timeout, port=self.port)
 
+    def unsigned(self, zone: dns.name.Name) -> str:
+        """Why the server answers without a signature, which dnspython does not look into: asked once more, by a query.
+
+        Some servers (Knot) leave the signature out when they do not know the key, and say only NOTAUTH.
+        """
+        question = self._question(zone, dns.rdatatype.SOA)
+        with socket.create_connection((self.address, self.port), self.timeout) as connection:
+            expiration = time.time() + self.timeout
+            dns.query.send_tcp(connection, question, expiration)
+            answer, _ = dns.query.receive_tcp(connection, expiration, keyring=False)
+        if answer.rcode() == dns.rcode.NOTAUTH:
+            return f"{self.where} does not know the key {self.key}, or by another algorithm (BADKEY)"
+        return f"{self.where} answers without a signature ({dns.rcode.to_text(answer.rcode())}), so nobody can trust it"
+
     def _refusal(self, zone: dns.name.Name, rcode: dns.rcode.Rcode) -> str:
         told = {
             dns.rcode.REFUSED: f"refuses the change; its configuration must allow it to the key {self.key}",
@@ -323,7 +336,13 @@ def _plain_words(server: Server, zone: dns.name.Name) -> Iterator[None]:
     except dns.xfr.TransferError:
         raise
     except (OSError, EOFError, dns.exception.DNSException) as error:
-        raise DnsError(f"{_text(zone)}: {_words(error, server)}") from error
+        why = error
+        if "requires a TSIG" in str(error):
+            try:
+                raise DnsError(f"{_text(zone)}: {server.unsigned(zone)}") from error
+            except (OSError, EOFError, dns.exception.DNSException) as another:
+                why = another
+        raise DnsError(f"{_text(zone)}: {_words(why, server)}") from error
 
 
 def _words(error: BaseException, server: Server) -> str:
