@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dns.flags
 import dns.message
+import dns.rdatatype
 import dns.reversename
 import pytest
 
@@ -55,9 +56,42 @@ def test_every_domain_publishes_its_dmarc_policy_also_for_names_that_do_not_exis
 @pytest.mark.parametrize("gateway", GATEWAYS)
 @pytest.mark.parametrize("name", ["example.com", "example.org", "mail.example.org"])
 def test_gateway_sees_outside_and_own_records_as_authentic(estate, gateway, name):
-    query = dns.message.make_query(name, "A" if name.startswith("mail") else "MX", want_dnssec=True)
+    assert authentic(estate, gateway, name, "A" if name.startswith("mail") else "MX")  # DANE rests on it
+
+
+@pytest.mark.parametrize(
+    ("name", "rtype", "begins"),
+    [
+        ("_mta-sts.example.org", "TXT", '"v=STSv1; id='),
+        ("_mta-sts.member.example.org", "TXT", '"v=STSv1; id='),
+        ("mta-sts.example.org", "A", ADDRESSES["ml"][0]),
+        ("mta-sts.sfc.example.org", "AAAA", ADDRESSES["ml"][1]),
+        ("mta-sts.sfc.example.org", "MX", "0 ."),
+        ("mta-sts.sfc.example.org", "TXT", '"v=spf1 -all"'),
+        ("_smtp._tls.example.org", "TXT", '"v=TLSRPTv1; rua=mailto:tlsrpt@rua.example.org"'),
+        ("_submissions._tcp.example.org", "SRV", "0 1 465 smtp.example.org."),
+        ("_submission._tcp.example.org", "SRV", "0 1 587 smtp.example.org."),
+        # The delegated member organisation: its own zone, reached from ours by DS.
+        ("institute.example.org", "MX", "10 mx.example.net."),
+    ],
+)
+def test_record_about_transport_is_published_and_authentic(estate, name, rtype, begins):
+    (found,) = authentic(estate, "mail-gw1", name, rtype)
+    assert found.startswith(begins)
+
+
+def test_only_the_labs_authority_may_issue_certificates(estate):
+    assert sorted(authentic(estate, "mail-gw1", "example.org", "CAA")) == [
+        '0 iodef "mailto:postmaster@example.org"', '0 issue "acme.example.net"', '0 issuewild ";"'
+    ]  # fmt: skip
+
+
+def authentic(estate, host, name, rtype):
+    """The records as a host's own resolver gives them, validated from the root on."""
+    query = dns.message.make_query(name, rtype, want_dnssec=True)
     query.flags |= dns.flags.AD
-    answer = estate.gateway(gateway).run("python3", "-c", ASK, stdin=query.to_wire().hex())
+    answer = estate.gateway(host).run("python3", "-c", ASK, stdin=query.to_wire().hex())
     response = dns.message.from_wire(bytes.fromhex(answer.strip()))
-    assert response.answer
-    assert response.flags & dns.flags.AD  # DANE rests on it
+    assert response.flags & dns.flags.AD
+    rdtype = dns.rdatatype.from_text(rtype)
+    return [rdata.to_text() for rrset in response.answer if rrset.rdtype == rdtype for rdata in rrset]
