@@ -51,7 +51,8 @@ def plain(value: Any) -> str:
 
 def problems(**data: Any) -> list[str]:
     """Problems of arguments that are right but for what the test gives."""
-    right = {"main": {}, "overrides": {}, "master": [], "maps": MAPS, "aliases": {}, "tls_chain": "", "services": STOCK}
+    right = {"main": {}, "overrides": {}, "master": [], "maps": MAPS, "aliases": {}, "services": STOCK}
+    right |= {"tls_chain": "", "tls_chain_files": []}
     return postfix.postfix_problems(right | data)
 
 
@@ -341,6 +342,14 @@ def table(**changed: Any) -> dict[str, Any]:
         ({"aliases": {"abuse": "a\nb: c"}}, "postfix_aliases.abuse needs an address"),
         ({"tls_chain": "-----BEGIN CERTIFICATE-----\n"}, "postfix_tls_chain must hold a private key followed by"),
         ({"tls_chain": "-----BEGIN EC PRIVATE KEY-----\n"}, "postfix_tls_chain must hold a private key followed by"),
+        (
+            {"tls_chain": "PRIVATE KEY-----, -----BEGIN CERTIFICATE-----", "tls_chain_files": ["/a"]},
+            "postfix_tls_chain and postfix_tls_chain_files are both given; one of them must be empty.",
+        ),
+        (
+            {"tls_chain_files": ["etc/a.pem"]},
+            "postfix_tls_chain_files has 'etc/a.pem', which is no plain absolute path.",
+        ),
         ({"maps": {"../x": {"type": "lmdb", "entries": {}}}}, "postfix_maps.../x: a table's name is a file name"),
         ({"maps": {"t": ["a b"]}}, "postfix_maps.t must be a dict with type and entries."),
         (table(content="a b"), "postfix_maps.t.content is unknown; allowed are type, entries and mode."),

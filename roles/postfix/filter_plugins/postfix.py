@@ -188,7 +188,8 @@ def _service_problems(services: list[dict[str, Any]], stock: list[dict[str, Any]
 def postfix_problems(data: dict[str, Any]) -> list[str]:
     """What contradicts itself in the role's arguments, in plain sentences; empty when nothing does.
 
-    ``data`` has the keys main, overrides, master, maps, aliases, tls_chain and services (Postfix's own).
+    ``data`` has the keys main, overrides, master, maps, aliases, tls_chain, tls_chain_files and services (Postfix's
+    own).
     """
     maps = data["maps"]
     problems = [problem for name, table in maps.items() for problem in _table_problems(str(name), table)]
@@ -201,6 +202,14 @@ def postfix_problems(data: dict[str, Any]) -> list[str]:
     chain = data["tls_chain"]
     if chain and not ("PRIVATE KEY-----" in chain and "-----BEGIN CERTIFICATE-----" in chain):
         problems.append("postfix_tls_chain must hold a private key followed by its certificate chain, both as PEM.")
+    files = data["tls_chain_files"]
+    if chain and files:
+        problems.append("postfix_tls_chain and postfix_tls_chain_files are both given; one of them must be empty.")
+    problems += [
+        f"postfix_tls_chain_files has {path!r}, which is no plain absolute path."
+        for path in files
+        if not re.fullmatch(r"(/[A-Za-z0-9._-]+)+", str(path))
+    ]
     return problems
 
 
