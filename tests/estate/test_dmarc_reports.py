@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import gzip
-import json
 import time
 import uuid
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from email import message_from_bytes
 from xml.etree.ElementTree import Element
 
@@ -17,28 +16,14 @@ from dmarc_reports.aggregate import Published, Report, Row
 from dmarc_reports.destinations import Destination
 from dmarc_reports.package import Mail, Sender, build, freeze
 from estatelib import dkim_verify, new_message_id
-from estatelib.events import Events
 from estatelib.hosts import CommandFailedError
 from estatelib.places import ADDRESSES, ATTACKER, GATEWAYS
+from estatelib.reports import a_closed_day, events_of, report_day, report_sql
 from estatelib.waiting import wait
 
 ALICE = "alice@example.org"
 INTAKE = "dmarc@rua.example.org"
-# A day that every gateway has handed over completely, whatever the hour of this run.
-DAY = datetime.now(UTC).date() - timedelta(days=2)
-KEEP = (
-    "import os, sys\n"
-    "path = sys.argv[1]\n"
-    "open(path, 'w').write(sys.stdin.read())\n"
-    "os.chown(path, os.stat(os.path.dirname(path)).st_uid, -1)\n"
-)
-
-
-def sql(estate, query: str) -> list[list[str]]:
-    """The rows of a query on the analytics host."""
-    text = estate.host("analytics").run("psql", "-XAtU", "postgres", "-F", "\t", "dmarc", "-c", query)
-    return [line.split("\t") for line in text.splitlines()]
-
+DAY = a_closed_day()
 
 BOUNCE = """\
 Message-ID: {message_id}
@@ -66,36 +51,12 @@ Diagnostic-Code: smtp; 552 5.2.2 mailbox full
 """
 
 
-def of_that_day(event: dict, domain: str, rua: str) -> dict:
-    """The event as if it were of DAY, of another policy domain and with another `rua` where they are given."""
-    policy = event["policy"]
-    if domain:
-        policy = policy | {"domain": domain}
-    if rua:
-        policy = policy | {"record": f"v=DMARC1; p={policy['p']}; rua={rua}"}
-    noon = datetime(DAY.year, DAY.month, DAY.day, 12, tzinfo=UTC)
-    return event | {"id": str(uuid.uuid4()), "time": int(noon.timestamp()), "policy": policy}
-
-
 @pytest.fixture
 def reported(estate):
     """Have the gateways' events of this test reported as if they were of DAY; gives what the store then knows."""
-    analytics = estate.host("analytics")
 
     def report(events: list[dict], domain: str = "", rua: str = "") -> list[list[str]]:
-        for table in ("report", "day", "event"):
-            sql(estate, f"DELETE FROM dmarc_reports.{table} WHERE day = '{DAY}'")
-        with analytics.service("dmarc-reports").stopped():  # it would close the day between two gateways
-            for name in GATEWAYS:
-                own = [event for event in events if event["gateway"].split(".")[0] == name]
-                if own:
-                    lines = "".join(json.dumps(of_that_day(event, domain, rua)) + "\n" for event in own)
-                    path = f"/var/spool/estate-dmarc/{DAY:%Y%m%d}T12.{name}.test.jsonl"
-                    estate.gateway(name).run("python3", "-c", KEEP, path, stdin=lines)
-                estate.gateway(name).run("systemctl", "start", "dmarc-events.service")
-            for step in ("close", "send"):
-                analytics.run("dmarc-reports", step)
-        return sql(estate, f"SELECT report_id, policy_domain, messages FROM dmarc_reports.report WHERE day = '{DAY}'")
+        return report_day(estate, events, DAY, domain, rua)
 
     return report
 
@@ -105,20 +66,10 @@ def wait_for_fate(estate, report_id: str, fate: str) -> None:
 
     def known() -> bool:
         estate.host("analytics").run("dmarc-reports", "settle")
-        rows = sql(estate, f"SELECT fate FROM dmarc_reports.delivery WHERE report_id = '{report_id}'")
+        rows = report_sql(estate, f"SELECT fate FROM dmarc_reports.delivery WHERE report_id = '{report_id}'")
         return rows == [[fate]]
 
     wait(known, 60, f"fate {fate} of report {report_id}", pause=2)
-
-
-def events_of(estate, sender: str, gateways: tuple[str, ...]) -> list[dict]:
-    """One message through each of the gateways, and what they remember of them."""
-    found = []
-    for name in gateways:
-        events = Events(estate)
-        assert estate.world(sender).hand_over(ALICE, gateway=name).reply.code == 250
-        found.append(events.only(header_from=sender, envelope_to=["example.org"]))
-    return found
 
 
 def report_of(mail: bytes) -> Element:
@@ -144,7 +95,9 @@ def test_two_gateways_make_one_report_which_the_domain_gets_signed(estate, repor
     wait_for_fate(estate, report_id, "taken")
 
     # The domain's mail system had taken it, and finds out later that the mailbox is full.
-    ((return_path,),) = sql(estate, f"SELECT envelope_from FROM dmarc_reports.delivery WHERE report_id = '{report_id}'")
+    ((return_path,),) = report_sql(
+        estate, f"SELECT envelope_from FROM dmarc_reports.delivery WHERE report_id = '{report_id}'"
+    )
     bounce = BOUNCE.format(to=return_path, message_id=new_message_id("example.edu")).replace("\n", "\r\n").encode()
     assert estate.world("example.edu").hand_over(return_path, envelope="", raw=bounce).reply.code == 250
     wait_for_fate(estate, report_id, "bounced_later")
@@ -159,7 +112,7 @@ def test_report_that_nobody_takes_is_known_as_refused(estate, reported):
 def test_our_own_domains_are_never_reported_to_ourselves(estate, reported):
     events = events_of(estate, "example.ac.jp", GATEWAYS[:1])
     ((report_id, *_),) = reported(events, domain="example.org", rua=f"mailto:{INTAKE}")
-    assert sql(estate, f"SELECT fate FROM dmarc_reports.delivery WHERE report_id = '{report_id}'") == [["own"]]
+    assert report_sql(estate, f"SELECT fate FROM dmarc_reports.delivery WHERE report_id = '{report_id}'") == [["own"]]
 
 
 def a_report_about_us(reporter: str) -> tuple[bytes, str]:
@@ -190,7 +143,12 @@ def test_report_about_us_goes_the_whole_way_to_the_figures(estate):
         " FROM dmarc_aggregate_record AS record JOIN dmarc_aggregate_report AS report ON report.id = record.report_id"
         f" WHERE report.org_name = '{reporter}'"
     )
-    wait(lambda: sql(estate, stored) == [["example.org", "7", "t", "f"]], 90, "the report in the database", pause=2)
+    wait(
+        lambda: report_sql(estate, stored) == [["example.org", "7", "t", "f"]],
+        90,
+        "the report in the database",
+        pause=2,
+    )
 
 
 def test_report_that_fails_dmarc_itself_is_set_aside_with_the_reason(estate):
@@ -199,8 +157,8 @@ def test_report_that_fails_dmarc_itself_is_set_aside_with_the_reason(estate):
     post = estate.forge(mail, envelope="dmarc@example.com", to=INTAKE, source=ATTACKER)
     assert post.reply.code == 250
     aside = f"SELECT kind FROM intake.set_aside WHERE message_id = '{post.message_id}' AND at > to_timestamp({started})"
-    wait(lambda: sql(estate, aside) == [["unauthenticated"]], 60, "the forged report among those set aside")
-    assert sql(estate, f"SELECT 1 FROM dmarc_aggregate_report WHERE org_name = '{reporter}'") == []
+    wait(lambda: report_sql(estate, aside) == [["unauthenticated"]], 60, "the forged report among those set aside")
+    assert report_sql(estate, f"SELECT 1 FROM dmarc_aggregate_report WHERE org_name = '{reporter}'") == []
 
 
 def test_nobody_but_the_gateways_speaks_smtp_or_sql_to_the_analytics_host(estate):
