@@ -148,3 +148,26 @@ def test_role_variable_that_cannot_be_computed_is_named(site):
 def test_mistyped_role_variable_is_told_with_the_likely_name(site):
     text = refused(site("site.yml", base_unattended_upgrade=True))
     assert "base_unattended_upgrade is no argument of it; did you mean base_unattended_upgrades?" in text
+
+
+def test_dns_writes_a_fragment_for_each_zone_with_the_reasons(site, tmp_path):
+    result = site("dns.yml", dns_output_dir=str(tmp_path / "dns"))
+    assert result.returncode == 0, result.stdout + result.stderr
+    fragments = {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "dns").iterdir()}
+    assert "wide.ad.jp.zone" in fragments
+    assert "2.0.192.in-addr.arpa.zone" in fragments
+    lines = fragments["wide.ad.jp.zone"].splitlines()
+    records = [number for number, line in enumerate(lines) if " IN " in line and not line.startswith(";")]
+    assert len(records) > 50
+    assert all(lines[number - 1].startswith("; ") for number in records)
+
+
+def test_records_are_published_only_where_a_server_takes_changes(site, tmp_path):
+    text = refused(site("dns.yml", dns_output_dir=str(tmp_path), dns_apply=True))
+    assert "dns_apply needs a name server that takes dynamic updates: estate_dns.update names none" in text
+
+
+def test_secret_for_changes_of_dns_is_asked_for_where_it_is_needed(site, tmp_path):
+    server = {"nameservers": ["ns.wide.ad.jp"], "update": {"server": "192.0.2.53", "key": "estate"}}
+    text = refused(site("dns.yml", dns_output_dir=str(tmp_path), dns_apply=True, estate_dns=server))
+    assert "vault_dns_update_key is not set: keep it in the inventory" in text
