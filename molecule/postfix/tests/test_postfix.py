@@ -137,6 +137,29 @@ def test_old_tls_is_refused_by_us_not_by_the_client(host, address, version):
     assert "alert protocol version" in shown, shown
 
 
+@pytest.mark.parametrize(
+    "offer",
+    [
+        "-tls1_2 -cipher ECDHE-ECDSA-AES256-SHA384:ECDHE-ECDSA-AES128-SHA:ECDHE-RSA-AES256-SHA384",
+        "-tls1_2 -cipher DHE-RSA-AES256-GCM-SHA384",
+        "-tls1_3 -groups ffdhe3072",
+        "-tls1_2 -cipher DEFAULT@SECLEVEL=0 -sigalgs ECDSA+SHA1:RSA+SHA1",
+    ],
+    ids=["cbc", "dhe", "finite-field", "sha1"],
+)
+def test_what_is_to_be_phased_out_is_refused_by_us_not_by_the_client(host, address, offer):
+    shown = host.run(f"openssl s_client -starttls smtp -connect {address}:25 {offer} </dev/null 2>&1").stdout
+    assert "alert handshake failure" in shown, shown
+
+
+def test_our_order_of_groups_and_ciphers_decides(host, address):
+    ciphers = "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE+AESGCM"
+    client = f"openssl s_client -starttls smtp -connect {address}:25 -groups P-256:X25519"
+    shown = host.run(f"{client} -tls1_2 -cipher {ciphers} </dev/null 2>&1").stdout
+    assert re.search(r"Cipher is ECDHE-\w+-AES256-GCM-SHA384", shown), shown
+    assert "Temp Key: X25519" in shown, shown
+
+
 def test_vrfy_tells_nothing(session):
     assert session.docmd("VRFY", "alice@example.org")[0] == 502
 
