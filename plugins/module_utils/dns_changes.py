@@ -274,11 +274,11 @@ class Server:
 
     def _demand_authority(self, zone: dns.name.Name) -> None:
         answer = self._exchange(self._question(zone, dns.rdatatype.SOA), zone)
-        if answer.rcode() not in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
-            raise DnsError(self._refusal(zone, answer.rcode()))
-        if not answer.get_rrset(answer.answer, zone, IN, dns.rdatatype.SOA) or not answer.flags & dns.flags.AA:
+        authoritative = answer.rcode() == dns.rcode.NOERROR and answer.flags & dns.flags.AA
+        if not authoritative or not answer.get_rrset(answer.answer, zone, IN, dns.rdatatype.SOA):
             raise DnsError(
-                f"{_text(zone)}: {self.where} does not serve this zone; estate_dns.update.zones can leave it out"
+                f"{_text(zone)}: {self.where} does not serve this zone, or not to the key {self.key}"
+                f" ({dns.rcode.to_text(answer.rcode())}); leave it out of estate_dns.update.zones"
             )
 
     def _ask(self, zone: dns.name.Name, name: dns.name.Name, rdtype: dns.rdatatype.RdataType) -> Any:

@@ -174,7 +174,7 @@ def test_zone_that_fails_does_not_keep_another_from_its_change(publish):
         ({"key": "nobody"}, "does not know the key nobody, or by another algorithm (BADKEY)"),
         ({"algorithm": "hmac-sha512"}, "by another algorithm (BADKEY)"),
         ({"port": 54}, "cannot be asked: Connection refused"),
-        ({"zone": "example.invalid"}, "estate_dns.update.zones"),
+        ({"zone": "example.invalid"}, "does not serve this zone, or not to the key lab-update"),
     ],
 )
 def test_what_the_server_refuses_is_told_in_plain_words(publish, options, says):
