@@ -12,8 +12,12 @@ Every change says what it has seen (RFC 2136 §2.4.2), so that nobody's change i
 from __future__ import annotations
 
 import contextlib
+import itertools
+import queue
 import re
 import socket
+import struct
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +48,8 @@ FILL = 40000
 RECORD_OVERHEAD = 12
 #: How often a zone is read anew when somebody else has changed it in between.
 ROUNDS = 3
+#: How long a transfer may take as a whole, as a multiple of the time to wait for an answer.
+LIFETIMES = 10
 SOMEBODY_WAS_FASTER = (dns.rcode.NXRRSET, dns.rcode.YXRRSET, dns.rcode.NXDOMAIN, dns.rcode.YXDOMAIN)
 _VERSION = re.compile(rb"\s*(v=[A-Za-z0-9]+)")
 
@@ -264,13 +270,47 @@ class Server:
             keyalgorithm=self.algorithm,
         )
         try:
-            with _plain_words(self, zone):
-                dns.query.inbound_xfr(
-                    self.address, copy, query, port=self.port, timeout=self.timeout, lifetime=10 * self.timeout
-                )
+            with _plain_words(self, zone), dns.xfr.Inbound(copy, dns.rdatatype.AXFR) as inbound:
+                for message in self._transferred(query):
+                    if inbound.process_message(message):
+                        if not message.had_tsig:
+                            raise dns.exception.FormError("the transfer does not end in a signature")
+                        break
         except dns.xfr.TransferError as error:
             raise TransferRefusedError(f"{_text(zone)}: {self.where} gives no transfer: {error}") from error
         return {(name, rdataset.rdtype): rdataset for name, rdataset in copy.iterate_rdatasets()}
+
+    def _transferred(self, query: dns.message.QueryMessage) -> Iterator[dns.message.Message]:
+        """The messages of a transfer.
+
+        They are taken from the network while earlier ones are read: dnspython needs a second for a few thousand
+        records, and a server hangs up on who is slow (Knot after half a second).
+        """
+        deadline, context = time.monotonic() + LIFETIMES * self.timeout, None
+        with socket.create_connection((self.address, self.port), self.timeout) as connection:
+            wire = query.to_wire()
+            connection.sendall(struct.pack("!H", len(wire)) + wire)
+            arrived: queue.Queue[bytes | Exception] = queue.Queue()
+            threading.Thread(target=_drain, args=(connection, arrived), daemon=True).start()
+            for number in itertools.count():
+                try:
+                    wire_or_error = arrived.get(timeout=max(0, min(self.timeout, deadline - time.monotonic())))
+                except queue.Empty:
+                    raise dns.exception.Timeout from None
+                if isinstance(wire_or_error, Exception):
+                    raise wire_or_error
+                message = dns.message.from_wire(
+                    wire_or_error,
+                    keyring=query.keyring,
+                    request_mac=query.mac,
+                    xfr=True,
+                    tsig_ctx=context,
+                    multi=True,
+                )
+                if not query.is_response(message, xfr_continuation=number > 0):
+                    raise dns.query.BadResponse
+                context = message.tsig_ctx
+                yield message
 
     def _demand_authority(self, zone: dns.name.Name) -> None:
         answer = self._exchange(self._question(zone, dns.rdatatype.SOA), zone)
@@ -328,6 +368,20 @@ class Server:
         return f"{_text(zone)}: {self.where} {told.get(rcode, 'did not make the change')} ({answer})"
 
 
+def _drain(connection: socket.socket, arrived: queue.Queue[bytes | Exception]) -> None:
+    """Put what comes over a connection into a queue, message by message, and in the end why nothing more comes."""
+    try:
+        with connection.makefile("rb") as stream:
+            while len(prefix := stream.read(2)) == 2:
+                length = int.from_bytes(prefix)
+                if len(wire := stream.read(length)) < length:
+                    break
+                arrived.put(wire)
+        arrived.put(EOFError("it hung up"))
+    except (OSError, ValueError) as error:
+        arrived.put(error)
+
+
 @contextlib.contextmanager
 def _plain_words(server: Server, zone: dns.name.Name) -> Iterator[None]:
     """Errors of dnspython and of the network as :class:`DnsError`; a refused transfer passes as it is."""
@@ -355,7 +409,7 @@ def _words(error: BaseException, server: Server) -> str:
         return f"the clocks here and at {where} differ by more than five minutes (BADTIME)"
     if isinstance(error, dns.tsig.BadSignature | dns.message.UnknownTSIGKey):
         return f"the answer of {where} is not signed by the key {key}"
-    if isinstance(error, dns.exception.Timeout):
+    if isinstance(error, dns.exception.Timeout | TimeoutError):
         return f"{where} did not answer in {server.timeout:g} s"
     if isinstance(error, OSError | EOFError):
         return f"{where} cannot be asked: {getattr(error, 'strerror', None) or error or 'it hung up'}"
