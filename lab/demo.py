@@ -58,6 +58,7 @@ def paths(estate: Estate) -> list[Path]:
         Path("by a list whose seals we trust", own_server, "list@example.ac.jp", mailbox=alice),
         Path("by a list whose seals we do not trust", own_server, "list@example.edu", "Junk", mailbox=alice),
         Path("forwarded by us, with SRS", own_server, "forwarded-edu@example.org", mailbox="admin@example.edu"),
+        Path("by one of us from anywhere, to a colleague", estate.user(alice).send, "bob@example.org"),
         Path("forged: example.com from a stranger", forgery, expected="Junk"),
         Path("spam", partial(spammer.hand_over, body=GTUBE), expected=REFUSED),
         Path("to nobody", by_hand, "nobody@example.org", REFUSED),
@@ -125,9 +126,10 @@ def main() -> int:
 def look_around() -> str:
     """Return what there is to look at, and how to log in."""
     return f"""Look around:
-  any host              ssh -F .lab/ssh/config mail-gw1    (mail-gw2, mail, world)
+  any host              ssh -F .lab/ssh/config mail-gw1    (mail-gw2, ml, smtp, analytics, mail, world)
   mailboxes as files    .lab/mailboxes/mail/example.org/alice/Maildir/new/    (outside ones below .lab/mailboxes/world/)
   mailboxes by IMAP     {ADDRESSES["mail"][0]}, port 993, as alice@example.org; password in .lab/secrets/mailboxes
+  send as one of us     {ADDRESSES["smtp"][0]}, port 587 or 465, as alice@example.org; .lab/secrets/submission-alice
   metrics, rspamd       ssh -F .lab/ssh/config -N -L 8897:127.0.0.1:8897 -L 11334:127.0.0.1:11334 mail-gw1
                         then http://127.0.0.1:8897/metrics and http://127.0.0.1:11334/
   send more             by SMTP to {INJECTION_HOST}:{INJECTION_PORT}; the sender's domain chooses the outside system

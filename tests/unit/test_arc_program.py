@@ -23,6 +23,8 @@ dns_servers = ["127.0.0.1"]
 dns_seconds = 2
 on_error = "unsealed"
 on_dns_error = "fail"
+on_unjudged = "tempfail"
+unjudged_clients = ["127.0.0.0/8", "::1/128", "2001:db8:7::/48"]
 workers = 0
 stop_seconds = 1
 """
@@ -47,6 +49,7 @@ def test_configuration_is_read(config_file):
         (('"unsealed"', '"unseald"'), "on_error is 'unseald'; allowed: unsealed, tempfail"),
         (("selector", "selectr"), "unknown settings: selectr"),
         (('selector = "arc2026"\n', ""), "settings missing"),
+        (('on_unjudged = "tempfail"', 'on_unjudged = "drop"'), "on_unjudged is 'drop'; allowed: unsealed, tempfail"),
         (("workers = 0", "workers ="), "Invalid value"),
     ],
 )
@@ -54,6 +57,17 @@ def test_wrong_configuration_is_said_in_plain_words(config_file, change, message
     config_file.write_text(CONFIG.replace(*change))
     with pytest.raises(ValueError, match=message):
         estate_arc.read_config(str(config_file))
+
+
+@pytest.mark.parametrize(
+    ("client", "judged"),
+    [
+        ("192.0.2.1", True), ("2001:db8::1", True), ("127.0.0.1", False), ("::1", False), ("2001:db8:7::9", False),
+        ("", False),
+    ],
+)  # fmt: skip
+def test_mail_of_others_must_have_been_judged(config_file, client, judged):
+    assert estate_arc.read_config(str(config_file)).judges(client) is judged
 
 
 def test_key_comes_from_the_credentials_of_the_service(config_file, tmp_path, monkeypatch):

@@ -285,7 +285,7 @@ def test_trusted_set_replayed_below_a_strangers_seal_is_worth_nothing(gateway):
 )
 def test_authentication_results_in_our_name_are_removed(gateway, forged):
     others = b"Authentication-Results: mx.example.net; dmarc=fail smtp.mailfrom=x@mx.example.org"
-    copy = gateway.deliver(compose(headers=others + b"\r\n" + forged + b"\r\n" + others + b"\r\n"), port=NO_RESULTS)
+    copy = gateway.deliver(compose(headers=others + b"\r\n" + forged + b"\r\n" + others + b"\r\n"), port=VERIFY_ONLY)
     assert copy.fields("Authentication-Results") == [others.partition(b": ")[2].decode()] * 2
 
 
@@ -340,8 +340,18 @@ def test_message_of_20_megabytes_passes_with_constant_memory(gateway):
         assert int(peak[1]) < 100_000
 
 
-def test_message_that_no_filter_judged_is_not_sealed(gateway):
-    copy = gateway.deliver(compose(), port=NO_RESULTS)
+def test_message_from_outside_that_no_filter_judged_has_to_come_again(gateway):
+    unjudged = gateway.metric('estate_arc_seals_total{outcome="unjudged"}')
+    assert gateway.send(compose(), port=NO_RESULTS).startswith("451 4.7.1")
+    assert gateway.metric('estate_arc_seals_total{outcome="unjudged"}') == unjudged + 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("on_unjudged", '"unsealed"'), ("unjudged_clients", '["0.0.0.0/0", "::/0"]')]
+)
+def test_message_that_nobody_has_to_judge_is_not_sealed(gateway, name, value):
+    with gateway.setting(name, value):
+        copy = gateway.deliver(compose(), port=NO_RESULTS)
     assert copy.fields("ARC-Seal") == copy.fields("X-Estate-ARC") == copy.fields("Authentication-Results") == []
 
 

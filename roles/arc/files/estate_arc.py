@@ -17,6 +17,8 @@ codes: 0 stopped, 78 (EX_CONFIG) configuration wrong, 71 (EX_OSERR) socket or wo
 from __future__ import annotations
 
 import argparse
+import functools
+import ipaddress
 import logging
 import mmap
 import os
@@ -64,8 +66,10 @@ class Config:
     dns_seconds: float
     on_error: str
     on_dns_error: str
+    on_unjudged: str
     workers: int
     stop_seconds: float
+    unjudged_clients: list[str] = field(default_factory=list)
     trusted_sealers: list[str] = field(default_factory=list)
     quarantine_header: str = ""
     events_directory: str = ""
@@ -74,6 +78,19 @@ class Config:
     run_directory: str = "/run/estate-arc"
     key_file: str = "arc.pem"
     """Relative to $CREDENTIALS_DIRECTORY, where systemd gives the daemon its key."""
+
+    @functools.cached_property
+    def unjudged_networks(self) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+        """The networks of ``unjudged_clients``. Raises ValueError."""
+        return [ipaddress.ip_network(network) for network in self.unjudged_clients]
+
+    def judges(self, client: str) -> bool:
+        """Whether the spam filter has to say something of a client's mail; an address that is none belongs to us."""
+        try:
+            address = ipaddress.ip_address(client)
+        except ValueError:
+            return False
+        return not any(address in network for network in self.unjudged_networks)
 
     @property
     def worker_count(self) -> int:
@@ -92,7 +109,11 @@ def read_config(path: str) -> Config:
         config = Config(**data)
     except TypeError as error:
         raise ValueError(f"settings missing: {error}") from error
-    for name, allowed in (("on_error", ("unsealed", "tempfail")), ("on_dns_error", ("fail", "tempfail"))):
+    for name, allowed in (
+        ("on_error", ("unsealed", "tempfail")),
+        ("on_dns_error", ("fail", "tempfail")),
+        ("on_unjudged", ("unsealed", "tempfail")),
+    ):
         if getattr(config, name) not in allowed:
             raise ValueError(f"{name} is {getattr(config, name)!r}; allowed: {', '.join(allowed)}")
     return config
@@ -117,7 +138,9 @@ COUNTERS: tuple[str, ...] = (
     *_labelled("estate_arc_chains_total", "result", "none", "pass", "fail"),
     "estate_arc_trusted_chains_total",
     *_labelled("estate_arc_stripped_headers_total", "header", "authentication-results", "x-estate-arc"),
-    *_labelled("estate_arc_seals_total", "outcome", "sealed", "chain_failed", "chain_full", "no_results", "error"),
+    *_labelled(
+        "estate_arc_seals_total", "outcome", "sealed", "chain_failed", "chain_full", "no_results", "unjudged", "error"
+    ),
     *_labelled("estate_arc_errors_total", "stage", *STAGES),
     *_labelled("estate_arc_dns_failures_total", "stage", *STAGES),
     *_labelled("estate_arc_tempfails_total", "stage", *STAGES),
@@ -492,13 +515,24 @@ def run_worker(stage: str, config: Config, counters: Counters, worker: str, desc
             self.remove(chain.HANDOVER, self.places(PRIVATE, lambda value: True))
             return Milter.CONTINUE
 
+        def _unjudged(self) -> int:
+            """Nothing to vouch for: right for our own mail, a fault for mail from outside, which shall come again."""
+            if not config.judges(self.source_ip):
+                counters.add('estate_arc_seals_total{outcome="no_results"}')
+                return self._clean()
+            counters.add('estate_arc_seals_total{outcome="unjudged"}')
+            found = [value[:60] for name, value in self.headers if name.lower() == RESULTS]
+            log.warning("%s: no Authentication-Results of ours; there are: %r", self.getsymval("i"), found)
+            if config.on_unjudged == "tempfail":
+                return tempfail(self, "4.7.1", "message has not been judged, try again")
+            return self._clean()
+
         def _seal(self) -> int:
             assert sealer is not None
             assert self.hasher is not None
             ours = self.places(RESULTS, lambda value: chain.names_authserv_id(value, config.authserv_id))
-            if not ours:  # rspamd judged nothing (mail of our own hosts), so there is nothing to vouch for
-                counters.add('estate_arc_seals_total{outcome="no_results"}')
-                return self._clean()
+            if not ours:
+                return self._unjudged()
             status, trust = self._handover()
             result = [value for name, value in self.headers if name.lower() == RESULTS][ours[0] - 1]
             quoted = f'"{self.source_ip}"' if ":" in self.source_ip else self.source_ip
