@@ -68,15 +68,22 @@ def dkim_moves(
     )
 
 
-def dkim_done(moves: Mapping[str, Any], hosts: Sequence[str], gone: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+def dkim_done(
+    moves: Mapping[str, Any], hosts: Sequence[str], gone: Sequence[str], now: str
+) -> dict[str, dict[str, Any]]:
     """``estate_dkim_keys`` after ``hosts`` have done their part of ``dkim_moves``."""
-    return dkim_life.done(moves, hosts, gone)
+    return dkim_life.done(moves, hosts, gone, dkim_life.moment(now))
 
 
 def dkim_zones(model: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Zone → the records of the keys that hosts made, as ``dns_update`` takes them."""
     found = dkim_life.key_zones(estate_model.parse(model))
     return {zone: [dict(record) for record in records] for zone, records in found.items()}
+
+
+def dkim_line(record: Mapping[str, Any]) -> str:
+    """A record as a line of a master file."""
+    return f"{record['name']}. {record['ttl']} IN {record['type']} {record['value']}"
 
 
 def _in_plain_words(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -94,5 +101,5 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """The filters by the name under which templates call them."""
-        functions = (dkim_done, dkim_looks, dkim_made, dkim_moves, dkim_wanted, dkim_zones)
+        functions = (dkim_done, dkim_line, dkim_looks, dkim_made, dkim_moves, dkim_wanted, dkim_zones)
         return {function.__name__: _in_plain_words(function) for function in functions}

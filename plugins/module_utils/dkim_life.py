@@ -191,12 +191,13 @@ def _held(key: MadeKey, slot: Slot, files: Files) -> bool:
     return any(files.get(host, {}).get(slot.use, {}).get(key.record) == key.public_key for host in slot.hosts)
 
 
-def made(
-    estate: Estate, new: Mapping[str, Any], share: Mapping[str, Any], files: Files, now: datetime.datetime
-) -> Keys:
-    """All keys after ``wanted`` has been done: those that all their hosts have now are to be published."""
+def made(estate: Estate, work: Mapping[str, Any], files: Files, now: datetime.datetime) -> Keys:
+    """All keys after ``wanted`` has been done: those that all their hosts have now are to be published.
+
+    :param work: what :func:`wanted` returned.
+    """
     keys = all_keys(estate)
-    for record, place in {**new, **share}.items():
+    for record, place in {**work["new"], **work["share"]}.items():
         there = [files.get(host, {}).get(place["use"], {}).get(record) for host in place["hosts"]]
         if not there[0] or len(set(there)) > 1:
             continue
@@ -217,9 +218,9 @@ def moves(
     """Which keys can move on, by what the hosts have and the name servers show.
 
     :return: ``keys`` after all moves, ``facts`` (the keys as they are if no host does its part), ``apply`` (host →
-        whether it must be configured anew), ``absent`` (host → use → records whose files go), ``places`` (record → the
-        slot's hosts, all of which must have done their part before the move is true), and the sentences ``did``,
-        ``waits``, ``problems``.
+        uses for which it must be configured anew), ``absent`` (host → use → records whose files go), ``places`` (record
+        → the hosts that must have done their part before the move is true), the time ``now``, and the sentences
+        ``did``, ``waits``, ``problems``.
     """
     work = _Moves(estate, files, view, now, frozenset(compromised), first_only)
     known = slots(estate)
@@ -259,10 +260,16 @@ class _Moves:
     def result(self) -> dict[str, Any]:
         """All that was found."""
         keys = {**self.facts, **self.changes}
+        apply: dict[str, list[str]] = {}
+        for record, hosts in self.places.items():
+            for host in hosts:
+                if self.facts[record]["use"] not in apply.setdefault(host, []):
+                    apply[host].append(self.facts[record]["use"])
         return {
+            "now": iso(self.now),
             "keys": dict(sorted(keys.items())),
             "facts": dict(sorted(self.facts.items())),
-            "apply": sorted({host for hosts in self.places.values() for host in hosts}),
+            "apply": apply,
             "absent": self.absent,
             "places": self.places,
             "did": self.did,
@@ -428,17 +435,22 @@ class _Moves:
             self.absent.setdefault(host, {}).setdefault(self.facts[record]["use"], []).append(record)
 
 
-def done(result: Mapping[str, Any], hosts: Iterable[str], gone: Iterable[str] = ()) -> Keys:
+def done(
+    result: Mapping[str, Any], hosts: Iterable[str], gone: Iterable[str] = (), now: datetime.datetime | None = None
+) -> Keys:
     """The keys to write down: a move is true when all hosts of its slot have done their part, and else is not made.
 
     :param result: what :func:`moves` returned.
     :param hosts: the hosts that have done it.
     :param gone: hosts that are not in the inventory any more, which cannot sign either.
+    :param now: when they had done it, which is what is written down: the last signature is not older.
     """
     ready = {*hosts, *gone}
     failed = {host for places in result["places"].values() for host in places if host not in ready}
     keys = {record: dict(key) for record, key in result["facts"].items()}
     for record, places in result["places"].items():
         if not failed.intersection(places):
-            keys[record] = result["keys"][record]
+            key = result["keys"][record]
+            dates = {name: iso(now) if now and date == result["now"] else date for name, date in key["dates"].items()}
+            keys[record] = {**key, "dates": dates}
     return keys

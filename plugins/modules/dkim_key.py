@@ -67,7 +67,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-keys:
+found:
   description: Name to public key (the tag p=) of all keys that are there afterwards.
   returned: always
   type: dict
@@ -183,7 +183,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
             keys.path(name).unlink()
         there = keys.present()
     private = {name: keys.path(name).read_text(encoding="ascii") for name in params["export"] if name in there}
-    return {"changed": bool(given or new or old), "keys": there, "private": private}
+    return {"changed": bool(given or new or old), "found": there, "private": private}
 
 
 def main() -> None:

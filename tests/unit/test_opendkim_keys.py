@@ -27,6 +27,10 @@ def entry(**change):
     return {"domain": "example.org", "selector": "s1", "private_key": pem()} | change
 
 
+HERE = {"domain": "example.org", "selector": "h1", "public_key": "MIIB"}
+HERE_NAME = "h1._domainkey.example.org"
+
+
 def problems(*keys, hosts=("127.0.0.1", "::1", "192.0.2.0/24"), signed=("From", "To"), oversigned=("from",)) -> str:
     return " ".join(opendkim_keys.opendkim_problems(keys, hosts, signed, oversigned))
 
@@ -64,7 +68,7 @@ def test_what_is_wrong_with_a_key_is_said_without_quoting_it(change, sentence):
 @pytest.mark.parametrize(
     ("found", "sentence"),
     [
-        (lambda: problems(), "opendkim_keys is empty"),
+        (lambda: problems(HERE | {"public_key": None}), "neither private_key nor public_key"),
         (lambda: problems(entry(), entry(sign=[])), "are both s1._domainkey.example.org"),
         (lambda: problems(entry(), entry(selector="s2")), "both sign *@example.org"),
         (lambda: problems(entry(), hosts=["mail.example.org"]), '"mail.example.org", which is not'),
@@ -92,3 +96,20 @@ def test_narrowest_pattern_is_tried_first():
         "*@*.example.org",
         "*",
     ]
+
+
+def test_key_that_was_made_here_signs_where_its_file_is_there_and_the_right_one():
+    keys = [entry(), HERE]
+    assert problems(*[entry(sign=["*@*.example.org"]), HERE]) == ""
+    for found in ({}, {HERE_NAME: "other"}):
+        assert opendkim_keys.opendkim_usable(keys, found) == [keys[0]]
+        (sentence,) = opendkim_keys.opendkim_missing(keys, found, "/made")
+        assert sentence.startswith(f"/made/{HERE_NAME}.pem is missing")
+    assert opendkim_keys.opendkim_usable(keys, {HERE_NAME: "MIIB"}) == keys
+    assert opendkim_keys.opendkim_missing(keys, {HERE_NAME: "MIIB"}, "/made") == []
+    assert opendkim_keys.opendkim_missing([HERE | {"sign": []}], {}, "/made") == [], "one that waits does not stop mail"
+
+
+def test_given_keys_and_keys_made_here_lie_apart():
+    table = opendkim_keys.opendkim_key_table([entry(), HERE], "/keys", "/made")
+    assert [row["file"] for row in table] == ["/keys/s1._domainkey.example.org.pem", f"/made/{HERE_NAME}.pem"]

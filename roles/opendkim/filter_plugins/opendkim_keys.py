@@ -2,6 +2,10 @@
 
 ``opendkim_problems``
     Everything that would leave mail unsigned or signed in vain, as a list of sentences. None quotes a private key.
+``opendkim_missing``
+    What is wrong with the keys that the host is to have made itself.
+``opendkim_usable``
+    The keys that can sign on this host now.
 ``opendkim_key_table``
     One ``{name, domain, selector, file}`` for each key.
 ``opendkim_signing_table``
@@ -58,13 +62,44 @@ def key_problem(pem: Any, published: Any = None) -> str:
     return ""
 
 
+def made_here(key: Mapping[str, Any]) -> bool:
+    """Whether the host has made the key itself, so that its private half is nowhere else."""
+    return key.get("private_key") is None
+
+
+def _there(key: Mapping[str, Any], found: Mapping[str, str]) -> bool:
+    return found.get(f"{key['selector']}._domainkey.{key['domain']}") == "".join(str(key.get("public_key")).split())
+
+
+def opendkim_missing(keys: Iterable[Mapping[str, Any]], found: Mapping[str, str], directory: str) -> list[str]:
+    """Keys that should sign and that the host does not have, as sentences.
+
+    :param found: name to public key of those that it has.
+    """
+    return [
+        f"{directory}/{key['selector']}._domainkey.{key['domain']}.pem is missing or another key, and no copy of it"
+        " exists: playbooks/dkim_rotate.yml makes another one and brings it into use (docs/dkim-keys.md)."
+        for key in keys
+        if made_here(key) and patterns(key) and not _there(key, found)
+    ]
+
+
+def opendkim_usable(keys: Iterable[Mapping[str, Any]], found: Mapping[str, str]) -> list[Mapping[str, Any]]:
+    """The keys without those that the host should have made and does not have."""
+    return [key for key in keys if not made_here(key) or _there(key, found)]
+
+
 def _one_key(place: str, key: Mapping[str, Any]) -> list[str]:
     found = [f'{place}: "{field}" is unknown; allowed are {", ".join(sorted(FIELDS))}.' for field in set(key) - FIELDS]
     for field, form in (("domain", DOMAIN), ("selector", SELECTOR)):
         value = str(key.get(field) or "")
         if not form.fullmatch(value) or len(value) > 253:
             found.append(f'{place}.{field} is "{value}"; it must be a name in lower case, without a dot at its end.')
-    wrong = key_problem(key.get("private_key") or "", key.get("public_key"))
+    wrong = "" if made_here(key) else key_problem(key.get("private_key") or "", key.get("public_key"))
+    if made_here(key) and not key.get("public_key"):
+        found.append(
+            f"{place} has neither private_key nor public_key; a key that the host made is known by the latter."
+        )
     if wrong:
         found.append(f"{place}.private_key ({key.get('selector')}._domainkey.{key.get('domain')}) {wrong}.")
     if key.get("domain"):
@@ -84,7 +119,7 @@ def opendkim_problems(
 ) -> list[str]:
     """All that is wrong with the role's arguments, in plain sentences; an empty list: all is well."""
     keys, sign_headers, oversign_headers = list(keys), list(sign_headers), list(oversign_headers)
-    found = [] if keys else ["opendkim_keys is empty: nothing would be signed."]
+    found: list[str] = []
     names: dict[str, str] = {}
     signs: dict[str, str] = {}
     for number, key in enumerate(keys):
@@ -109,7 +144,10 @@ def opendkim_problems(
             found.append(f'opendkim_internal_hosts has "{host}", which is not an IPv4 or IPv6 address or network.')
             continue
         if wide:
-            found.append(f"opendkim_internal_hosts has {host}: mail of the whole internet would be signed.")
+            found.append(
+                f"opendkim_internal_hosts has {host}: mail of the whole internet would be signed. Where Postfix has"
+                " asked everyone for a password, say opendkim_every_client: true."
+            )
 
     found += [f'"{name}" is not a header field name.' for name in sign_headers if not FIELD_NAME.fullmatch(str(name))]
     signed = {str(name).lower() for name in sign_headers}
@@ -123,14 +161,14 @@ def opendkim_problems(
     return found
 
 
-def opendkim_key_table(keys: Iterable[Mapping[str, Any]], directory: str) -> list[dict[str, str]]:
-    """Name, domain, selector and file of each key, below a directory."""
+def opendkim_key_table(keys: Iterable[Mapping[str, Any]], directory: str, made: str) -> list[dict[str, str]]:
+    """Name, domain, selector and file of each key, below the directory of given keys or of those made here."""
     return [
         {
             "name": f"{key['selector']}._domainkey.{key['domain']}",
             "domain": key["domain"],
             "selector": key["selector"],
-            "file": f"{directory}/{key['selector']}._domainkey.{key['domain']}.pem",
+            "file": f"{made if made_here(key) else directory}/{key['selector']}._domainkey.{key['domain']}.pem",
         }
         for key in keys
     ]
@@ -159,6 +197,8 @@ class FilterModule:
         """The filters by the name under which templates call them."""
         return {
             "opendkim_key_table": opendkim_key_table,
+            "opendkim_missing": opendkim_missing,
             "opendkim_problems": opendkim_problems,
             "opendkim_signing_table": opendkim_signing_table,
+            "opendkim_usable": opendkim_usable,
         }
