@@ -337,6 +337,8 @@ def container_files(host: Host) -> bytes:
         files["etc/apt/apt.conf.d/80lab-proxy"] = (f'Acquire::http::Proxy "{PACKAGE_PROXY}";\n'.encode(), 0o644)
     for authority in Path("/usr/local/share/ca-certificates").glob("*.crt"):  # a proxy with a CA of its own
         files[f"usr/local/share/ca-certificates/{authority.name}"] = (authority.read_bytes(), 0o644)
+    # The CA of the outside world's mail and policy hosts, where a real site has the CAs that everybody knows.
+    files["usr/local/share/ca-certificates/lab-ca.crt"] = ((STATE / "pki/ca.pem").read_bytes(), 0o644)
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
         # The second is dated 1970: the image has no package lists, and looks as if they had just been fetched.

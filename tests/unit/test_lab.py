@@ -62,6 +62,8 @@ def test_container_is_made_anew_when_its_files_change(monkeypatch: pytest.Monkey
     monkeypatch.setattr(lab, "STATE", tmp_path)
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     host = lab.Host("mail-gw1", "198.18.25.11", "2001:db8:25::11")
+    (tmp_path / "pki").mkdir()
+    (tmp_path / "pki/ca.pem").write_text("the lab's CA")
     lab.ensure_ssh([host])
     first = lab.container_files(host)
     assert first == lab.container_files(host)
