@@ -66,7 +66,8 @@ def tls_scan(host: str, name: str, port: int, starttls: str = "", authorities: s
         world.run("rm", "-rf", place)
     found: dict[str, Finding] = {}
     for line in lines:
-        finding = Finding(line["id"], line["severity"], line["finding"])
+        # With an RSA and an ECDSA certificate: "cert_trust <hostCert#2>".
+        finding = Finding(line["id"].partition(" <")[0], line["severity"], line["finding"])
         if finding.id not in found or finding.above(found[finding.id].severity):
             found[finding.id] = finding
     if "scanTime" not in found:

@@ -7,6 +7,7 @@ TLS (2025), which internet.nl follows.
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import dns.exception
@@ -221,7 +222,10 @@ class TestStarttls:
         assert scans[host]["cert_chain_of_trust"].severity == "OK", scans[host]["cert_chain_of_trust"]
         assert scans[host]["cert_trust"].severity == "OK", scans[host]["cert_trust"]
 
-    def test_certificate_has_a_good_key_and_a_good_signature(self, scans, host):
+    def test_certificates_have_a_good_key_and_a_good_signature(self, scans, host):
+        """The graver of two is told; RSA below 3072 bits is to be phased out."""
+        found = re.match(r"(EC|RSA) (\d+) bits", scans[host]["cert_keySize"].text)
+        assert int(found[2]) >= {"EC": 256, "RSA": 3072}[found[1]], found[0]
         assert scans[host]["cert_keySize"].severity in ("OK", "INFO"), scans[host]["cert_keySize"]
         assert scans[host]["cert_signatureAlgorithm"].text in GOOD_CERTIFICATE_SIGNATURES
 

@@ -23,6 +23,10 @@ EXPLAINED = {
     r"warning: non-SMTP command from unknown\[198\.18\.25\.107\]: POST": "the tricked web browser",
     r"warning: Illegal address syntax from mx\.example\.co\.jp": "espoofer's envelopes",
     r"warning: Illegal address syntax from unknown\[198\.18\.25\.107\]": "relay attempts",
+    r"TLS library problem: error:\w+:SSL routines::(no shared|no suitable) ": "testssl.sh offers what must be refused",
+    r"TLS library problem: error:\w+:SSL routines::(wrong version number|record layer failure):": "testssl.sh",
+    r"TLS library problem: error:\w+:SSL routines::(unsupported|unknown) protocol:": "testssl.sh",
+    r"TLS library problem: error:\w+:SSL routines::(version too low|ssl/tls alert handshake failure):": "testssl.sh",
     r"warning: \w+: message rejected: hopcount exceeded": "the loop",
     r"warning: (\w+: queue file size limit exceeded|mail_stream_cleanup: close error)": "the oversized message",
 }
