@@ -1,0 +1,377 @@
+#!/usr/bin/env python3
+"""Break the lab's DNS in more than 30 ways, one after another; dns_verify.yml must name each, and nothing else.
+
+    dns_sabotage.py [--only WORD] [--beside]
+
+Each fault is brought into the lab's name server by dynamic update, looked for, and taken out again: also on Ctrl-C, and
+by the next run after a kill. A few faults need a model that differs, too; it is given as extra variables. The resolvers
+of the hosts are made to forget what they know in between. With --beside, what is wrong anyway is left out of account.
+
+Exit status: 0 each named and nothing else, 1 a fault not named or something else named, 2 no lab, or it is not sound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dns.flags
+import dns.message
+import dns.name
+import dns.query
+import dns.rcode
+import dns.rdatatype
+import dns.rrset
+import dns.tsigkeyring
+import dns.update
+import yaml
+from benchlib import HERE, BenchError, ends_tidily, podman, require_lab
+
+ROOT = HERE.parents[1]
+LAB = ROOT / ".lab"
+JOURNAL = LAB / "dns-sabotage.json"
+SERVER = "198.18.25.100"
+KEY = "lab-update"
+HOSTS = ("lab-mail-gw1", "lab-mail-gw2", "lab-ml", "lab-smtp", "lab-analytics")
+SECOND = "mx.example.net"
+SECOND_ADDRESSES = ("198.18.25.102", "2001:db8:25::102")
+SECOND_PLACE = "/run/dns-sabotage"
+V4, V6 = "25.18.198.in-addr.arpa", "0.0.0.0.5.2.0.0.8.b.d.0.1.0.0.2.ip6.arpa"
+ZONES = ("institute.example.org", "example.org", V4, V6, ".")
+TTL = 60
+RUN_SECONDS = 120
+
+Named = tuple[str, str, str]
+#: Name, type → values in presentation format; none takes the set away.
+Changes = Mapping[tuple[str, str], list[str]]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A kind of wrong DNS: what is changed, and what must be named. The advice must have ``words`` in it.
+
+    ``variables`` make the model another one, ``second`` is the state of a secondary server.
+    """
+
+    what: str
+    changes: Changes
+    named: frozenset[Named]
+    words: str = ""
+    variables: dict[str, Any] = field(default_factory=dict)
+    second: str = ""
+
+
+# --- the lab's name server --------------------------------------------------------------------------------------------
+
+
+def live(name: str, rtype: str) -> tuple[int, list[str]]:
+    """TTL and values of a set as it is served, or of a delegation."""
+    query = dns.message.make_query(name, rtype, flags=0)
+    answer = dns.query.tcp(query, SERVER, timeout=5)
+    wanted, kind = dns.name.from_text(name), dns.rdatatype.from_text(rtype)
+    for section in (answer.answer, answer.authority):
+        for rrset in section:
+            if rrset.name == wanted and rrset.rdtype == kind:
+                return rrset.ttl, sorted(rdata.to_text() for rdata in rrset)
+    return TTL, []
+
+
+def zone_of(name: str, rtype: str) -> str:
+    """The zone in which a set stands: a delegation in that above."""
+    for zone in ZONES:
+        if zone == "." or name == zone or name.endswith(f".{zone}"):
+            if rtype in ("DS", "NS") and name == zone and rtype + name != "NSexample.org":
+                continue
+            return zone
+    return "."
+
+
+def update(changes: Changes, ttls: Mapping[tuple[str, str], int] | None = None) -> None:
+    """Have sets replaced, all of a zone at once.
+
+    :raises BenchError: when the server refuses.
+    """
+    secret = base64.b64encode((LAB / "secrets/dns-update").read_text().strip().encode()).decode()
+    keyring = dns.tsigkeyring.from_text({KEY: secret})
+    # A server ignores an alias beside other records, even those that go in the same message.
+    steps = 2 if any(rtype == "CNAME" for _, rtype in changes) else 1
+    messages: dict[tuple[int, str], dns.update.UpdateMessage] = {}
+
+    def message(step: int, zone: str) -> dns.update.UpdateMessage:
+        step = min(step, steps)
+        return messages.setdefault((step, zone), dns.update.UpdateMessage(zone, keyring=keyring, keyname=KEY))
+
+    for name, rtype in changes:
+        message(1, zone_of(name, rtype)).delete(dns.name.from_text(name), rtype)
+    for (name, rtype), values in changes.items():
+        for value in values:
+            ttl = (ttls or {}).get((name, rtype), TTL)
+            message(2, zone_of(name, rtype)).add(dns.name.from_text(name), ttl, rtype, value)
+    for (_, zone), change in sorted(messages.items(), key=lambda one: one[0]):
+        answer = dns.query.tcp(change, SERVER, timeout=10)
+        if answer.rcode() != dns.rcode.NOERROR:
+            raise BenchError(f"{SERVER} refuses to change {zone}: {dns.rcode.to_text(answer.rcode())}")
+
+
+def restore() -> None:
+    """Bring back what the journal says was there; nothing without a journal."""
+    if not JOURNAL.exists():
+        return
+    before = [(tuple(one), ttl, values) for one, ttl, values in json.loads(JOURNAL.read_text())]
+    for left in reversed(range(5)):
+        try:
+            update({one: values for one, _, values in before}, {one: ttl for one, ttl, _ in before})
+            break
+        except (BenchError, OSError, dns.exception.DNSException):
+            if not left:
+                raise
+            time.sleep(1)
+    JOURNAL.unlink()
+
+
+@contextlib.contextmanager
+def broken(changes: Changes) -> Iterator[None]:
+    """The changes are in force, and gone afterwards."""
+    before = [(one, *live(*one)) for one in changes]
+    JOURNAL.write_text(json.dumps(before))
+    try:
+        update(changes)
+        forget()
+        yield
+    finally:
+        restore()
+        forget()
+
+
+def forget() -> None:
+    """Have the hosts' resolvers forget all."""
+    for host in HOSTS:
+        podman(host, "unbound-control", "flush_zone", ".", check=False)
+        podman(host, "unbound-control", "flush_bogus", check=False)
+
+
+@contextlib.contextmanager
+def second_server(state: str) -> Iterator[None]:
+    """A secondary of example.org in lab-world that never takes a change over; without ``state`` there is none."""
+    if state != "old":
+        yield
+        return
+    listen = "\n".join(f"    listen: {address}@53" for address in SECOND_ADDRESSES)
+    podman("lab-world", "mkdir", "-p", f"{SECOND_PLACE}/zones")
+    copied = podman("lab-world", "knotc", "zone-read", "example.org")
+    lines = [line.split(" ", 1)[1] for line in copied.splitlines() if line.startswith("[")]
+    podman("lab-world", "tee", f"{SECOND_PLACE}/zones/example.org.zone", stdin="\n".join(lines) + "\n")
+    config = (
+        f"server:\n    rundir: {SECOND_PLACE}\n{listen}\ndatabase:\n    storage: {SECOND_PLACE}\n"
+        f'template:\n  - id: default\n    storage: {SECOND_PLACE}/zones\n    file: "%s.zone"\n'
+        "zone:\n  - domain: example.org\n"
+    )
+    podman("lab-world", "tee", f"{SECOND_PLACE}/knot.conf", stdin=config)
+    podman("lab-world", "knotd", "-d", "-c", f"{SECOND_PLACE}/knot.conf")
+    try:
+        yield
+    finally:
+        podman("lab-world", "knotc", "-c", f"{SECOND_PLACE}/knot.conf", "stop", check=False)
+        podman("lab-world", "rm", "-rf", SECOND_PLACE)
+
+
+# --- the verification -------------------------------------------------------------------------------------------------
+
+
+def verify(variables: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Run the playbook as an operator does, and give its document.
+
+    :raises BenchError: when it does not come to an end.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        output = Path(place) / "verify.json"
+        extra = {**(variables or {}), "dns_verify_output": str(output), "dns_verify_report_only": True}
+        done = subprocess.run(
+            [ROOT / ".venv/bin/ansible-playbook", "playbooks/dns_verify.yml", "-e", json.dumps(extra)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=RUN_SECONDS,
+        )
+        if done.returncode or not output.exists():
+            raise BenchError(f"dns_verify.yml failed: {(done.stdout + done.stderr)[-2000:]}")
+        return json.loads(output.read_text())
+
+
+def named(document: Mapping[str, Any]) -> dict[Named, dict[str, Any]]:
+    """Differences by name, type and kind."""
+    return {(one["name"], one["type"], one["kind"]): one for one in document["differences"]}
+
+
+# --- the faults -------------------------------------------------------------------------------------------------------
+
+
+def fault(what: str, changes: Changes, *expected: Named, **more: Any) -> Fault:
+    return Fault(what, changes, frozenset(expected), **more)
+
+
+def faults() -> list[Fault]:
+    """All kinds; what is there now is asked of the name server."""
+
+    def now(name: str, rtype: str) -> list[str]:
+        values = live(name, rtype)[1]
+        if not values:
+            raise BenchError(f"{name} {rtype} is not there: publish the records first (playbooks/dns.yml)")
+        return values
+
+    def text(name: str, *pair: str) -> dict[tuple[str, str], list[str]]:
+        """A TXT record with one thing in it replaced."""
+        (value,) = now(name, "TXT")
+        if pair[0] not in value:
+            raise BenchError(f"{name} TXT does not have {pair[0]!r}: {value}")
+        return {(name, "TXT"): [value.replace(*pair)]}
+
+    sfc, ml, org, closed = "sfc.example.org", "ml.example.org", "example.org", "closed.example.org"
+    key, sts, gateway, backup = f"2026a._domainkey.{ml}", f"_mta-sts.{org}", f"mail-gw2.{org}", f"backup.{org}"
+    tlsa, wildcard, institute = f"_25._tcp.mail-gw1.{org}", f"*._domainkey.{closed}", f"institute.{org}"
+    pointer4, pointer6 = f"12.{V4}", f"2.1.{'0.' * 14}{V6}"
+    mx, spf, dmarc = now(sfc, "MX"), now(sfc, "TXT"), now(f"_dmarc.{sfc}", "TXT")
+    other_key = [one.replace("AQ8AMIIBCgKCAQEA", "AQ8AMIIBCgKCAQEB") for one in now(key, "TXT")]
+    plain_key = "".join(other_key[0].replace('" "', "").strip('"').partition("p=")[2].split())
+    lookups = " ".join(f"a:mail-gw{1 + i % 2}.{org}" for i in range(11))
+    domains = yaml.safe_load((ROOT / "inventory/lab/group_vars/all/domains.yml").read_text())["estate_domains"]
+    outside = json.loads(json.dumps(domains))
+    outside[sfc]["dmarc"]["rua"] = ["dmarc@example.edu"]
+    dns_variables = yaml.safe_load((ROOT / "inventory/lab/group_vars/all/dns.yml").read_text())["estate_dns"]
+    two = {"estate_dns": {**dns_variables, "nameservers": ["ns.example.com", SECOND]}}
+    both = {(org, "NS"): ["ns.example.com.", f"{SECOND}."]}
+    wrong_digest = "a" * 64
+
+    def spf_is(record: str) -> dict[tuple[str, str], list[str]]:
+        return {(sfc, "TXT"): [f'"{record}"']}
+
+    return [
+        fault("MX missing", {(sfc, "MX"): []}, (sfc, "MX", "missing")),
+        fault("MX lacks a gateway", {(sfc, "MX"): mx[:1]}, (sfc, "MX", "missing"), words="mail-gw2"),
+        fault("MX of a stranger", {(sfc, "MX"): [*mx, "20 mx.example.net."]}, (sfc, "MX", "extra"), words=SECOND),
+        fault("MX preference", {(sfc, "MX"): [mx[0], mx[1].replace("10 ", "20 ")]}, (sfc, "MX", "differs"),
+              words="20 → 10"),
+        fault("alias at an MX target",
+              {**{(gateway, kind): [] for kind in ("A", "AAAA", "TXT")}, (gateway, "CNAME"): [f"mail-gw1.{org}."]},
+              (gateway, "CNAME", "alias")),
+        fault("null MX of a closed domain lost", {(closed, "MX"): []}, (closed, "MX", "missing")),
+        fault("MX instead of the null MX", {(closed, "MX"): mx}, (closed, "MX", "differs"), words="0 ."),
+        fault("address wrong", {(backup, "A"): ["198.18.25.99"]}, (backup, "A", "differs")),
+        fault("IPv6 address missing", {(backup, "AAAA"): []}, (backup, "AAAA", "missing")),
+        fault("PTR missing", {(pointer4, "PTR"): []}, (pointer4, "PTR", "missing")),
+        fault("PTR to another name", {(pointer6, "PTR"): ["host.example.net."]}, (pointer6, "PTR", "differs")),
+        fault("SPF missing", {(sfc, "TXT"): []}, (sfc, "TXT", "missing")),
+        fault("SPF doubled", {(sfc, "TXT"): [*spf, '"v=spf1 include:example.net -all"']}, (sfc, "TXT", "doubled")),
+        fault("SPF with 11 look-ups", spf_is(f"v=spf1 {lookups} -all"), (sfc, "TXT", "differs"), words="11 look-ups"),
+        fault("SPF with three void look-ups", spf_is(f"v=spf1 a:x.{org} a:y.{org} a:z.{org} -all"),
+              (sfc, "TXT", "differs"), words="do not exist"),
+        fault("SPF that includes itself", spf_is(f"v=spf1 include:{sfc} -all"), (sfc, "TXT", "differs"),
+              words="itself"),
+        fault("SPF with a typo", spf_is("v=spf1 ipv4:198.18.25.13 -all"), (sfc, "TXT", "differs"), words="no SPF term"),
+        fault("SPF for the whole world", spf_is("v=spf1 +all"), (sfc, "TXT", "differs"), words="whole world"),
+        fault("DKIM key missing", {(key, "TXT"): []}, (key, "TXT", "missing")),
+        fault("DKIM key wrong", {(key, "TXT"): other_key}, (key, "TXT", "differs"), words="another key"),
+        fault("DKIM key doubled", {(key, "TXT"): [*now(key, "TXT"), *other_key]}, (key, "TXT", "doubled")),
+        fault("DKIM key revoked", {(key, "TXT"): ['"v=DKIM1; p="']}, (key, "TXT", "differs"), words="revoked"),
+        fault("DKIM key of the host is another", {(key, "TXT"): other_key}, (key, "TXT", "host-key"),
+              variables={"estate_dkim_public_keys": {key: plain_key}}),
+        fault("closed domain's revoked keys lost", {(wildcard, "TXT"): []}, (wildcard, "TXT", "missing")),
+        fault("DMARC missing", {(f"_dmarc.{sfc}", "TXT"): []}, (f"_dmarc.{sfc}", "TXT", "missing")),
+        fault("DMARC doubled", {(f"_dmarc.{sfc}", "TXT"): [*dmarc, '"v=DMARC1; p=none"']},
+              (f"_dmarc.{sfc}", "TXT", "doubled")),
+        fault("DMARC without np", text(f"_dmarc.{sfc}", " np=reject;", ""), (f"_dmarc.{sfc}", "TXT", "differs"),
+              words="np is missing"),
+        fault("DMARC weakened", text(f"_dmarc.{sfc}", " p=quarantine", " p=none"), (f"_dmarc.{sfc}", "TXT", "differs"),
+              words="p is 'none' instead of 'quarantine'"),
+        fault("reports to a receiver outside who never agreed",
+              text(f"_dmarc.{sfc}", "dmarc@rua.example.org", "dmarc@example.edu"),
+              (f"{sfc}._report._dmarc.example.edu", "TXT", "authorisation"), variables={"estate_domains": outside}),
+        fault("our agreement to take reports lost", {}, (f"example.net._report._dmarc.{org}", "TXT", "missing"),
+              variables={"estate_report_authorisations": [{"domain": "example.net", "at": org}]}),
+        fault("MTA-STS id does not follow", {(sts, "TXT"): ['"v=STSv1; id=20260101;"']}, (sts, "TXT", "differs"),
+              words="id is"),
+        fault("MTA-STS record lost", {(sts, "TXT"): []}, (sts, "TXT", "missing")),
+        fault("TLS-RPT lost", {(f"_smtp._tls.{org}", "TXT"): []}, (f"_smtp._tls.{org}", "TXT", "missing")),
+        fault("CAA lost", {(org, "CAA"): []}, (org, "CAA", "missing")),
+        fault("CAA for another CA", {(org, "CAA"): [*now(org, "CAA"), '0 issue "ca.example.net"']},
+              (org, "CAA", "extra")),
+        fault("TLSA stale", {(tlsa, "TLSA"): [f"3 1 1 {wrong_digest}"]}, (tlsa, "TLSA", "stale"),
+              variables={"estate_tlsa": {"mail-gw1": [wrong_digest]}}),
+        fault("SRV with another port", {(f"_submissions._tcp.{org}", "SRV"): [f"0 1 8465 smtp.{org}."]},
+              (f"_submissions._tcp.{org}", "SRV", "differs")),
+        fault("delegation to another server", {(institute, "NS"): ["mx.example.net."]}, (institute, "NS", "differs")),
+        fault("delegated domain without DMARC", {(f"_dmarc.{institute}", "TXT"): []},
+              (f"_dmarc.{institute}", "TXT", "delegated")),
+        fault("DNSSEC bogus", {(V6, "DS"): [f"4711 13 2 {wrong_digest}"]}, (V6, "DNSSEC", "bogus")),
+        fault("a secondary that does not follow", both, (org, "SOA", "unsynchronised"), variables=two, second="old"),
+        fault("a name server that is silent", both, (org, "SOA", "silent"), variables=two),
+    ]  # fmt: skip
+
+
+def try_one(one: Fault, beside: frozenset[Named]) -> tuple[bool, str]:
+    """Whether a fault is named and nothing else; and what was named wrongly."""
+    with second_server(one.second), broken(one.changes):
+        if one.second:
+            update({("sabotage.example.org", "TXT"): ['"the serial moves on"']})
+            update({("sabotage.example.org", "TXT"): []})
+        found = named(verify(one.variables))
+    rest = set(found) - beside
+    lacking, surplus = one.named - set(found), rest - one.named
+    advice = " ".join(found[key]["todo"] for key in one.named if key in found)
+    told = [f"not named: {' '.join(key)}" for key in sorted(lacking)]
+    told += [f"named besides: {' '.join(key)} ({found[key]['found'][:60]})" for key in sorted(surplus)]
+    if one.words and not lacking and one.words not in advice:
+        told.append(f"the advice does not say {one.words!r}: {advice}")
+    return not told, "; ".join(told)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="faults whose description has this in it")
+    parser.add_argument("--beside", action="store_true", help="leave out of account what is wrong anyway")
+    options = parser.parse_args()
+    failed = done = 0
+    try:
+        with ends_tidily():
+            require_lab()
+            restore()
+            forget()
+            before = verify()
+            beside = frozenset(named(before))
+            if beside and not options.beside:
+                print("the lab's DNS is not sound: playbooks/dns_verify.yml says what is wrong", file=sys.stderr)
+                return 2
+            print(f"{before['records']} records, {len(before['places'])} places; wrong anyway: {len(beside)}")
+            for one in faults():
+                if options.only not in one.what:
+                    continue
+                started = time.monotonic()
+                good, told = try_one(one, beside)
+                done, failed = done + 1, failed + (not good)
+                print(
+                    f"{'named' if good else 'WRONG':<6} {time.monotonic() - started:5.1f} s  {one.what}  {told}",
+                    flush=True,
+                )
+            left = set(named(verify())) - beside
+            if left:
+                print(f"left behind: {sorted(left)}")
+                failed += 1
+    except BenchError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{done - failed} of {done} kinds named, and nothing else")
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
