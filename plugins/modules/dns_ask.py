@@ -78,6 +78,7 @@ TYPES = {
 RECURSION, AUTHENTIC, UNCHECKED = 0x0100, 0x0020, 0x0010
 SERVFAIL = 2
 TRUNCATED = 0x0200
+PORT = 53
 WORKERS = 64
 TRIES = 2
 MOST = 65535
@@ -104,7 +105,7 @@ def by_udp(server: str, question: bytes, timeout: float) -> bytes:
     family = socket.AF_INET6 if ":" in server else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as channel:
         channel.settimeout(timeout)
-        channel.connect((server, 53))
+        channel.connect((server, PORT))
         channel.send(question)
         for _ in range(5):
             answer = channel.recv(MOST)
@@ -114,7 +115,7 @@ def by_udp(server: str, question: bytes, timeout: float) -> bytes:
 
 
 def by_tcp(server: str, question: bytes, timeout: float) -> bytes:
-    with socket.create_connection((server, 53), timeout=timeout) as channel:
+    with socket.create_connection((server, PORT), timeout=timeout) as channel:
         channel.sendall(struct.pack(">H", len(question)) + question)
         stream = channel.makefile("rb")
         length = struct.unpack(">H", stream.read(2))[0]
