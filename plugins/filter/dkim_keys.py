@@ -81,6 +81,11 @@ def dkim_zones(model: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return {zone: [dict(record) for record in records] for zone, records in found.items()}
 
 
+def estate_made_seal(model: Mapping[str, Any], host: str, domain: str) -> str:
+    """Selector of the ARC key that a host has made and seals with, or nothing: ``estate_model | …(host, domain)``."""
+    return estate_model.made_seal(estate_model.parse(model), host, domain)
+
+
 def dkim_line(record: Mapping[str, Any]) -> str:
     """A record as a line of a master file."""
     return f"{record['name']}. {record['ttl']} IN {record['type']} {record['value']}"
@@ -101,5 +106,5 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """The filters by the name under which templates call them."""
-        functions = (dkim_done, dkim_line, dkim_looks, dkim_made, dkim_moves, dkim_wanted, dkim_zones)
+        functions = (dkim_done, dkim_line, dkim_looks, dkim_made, dkim_moves, dkim_wanted, dkim_zones, estate_made_seal)
         return {function.__name__: _in_plain_words(function) for function in functions}

@@ -27,7 +27,7 @@ from estate_names import address_fault, domain_name_fault, is_ip, is_local_part,
 #: The mailing lists stand beside the model; estate_lists looks into them.
 LIST_VARIABLES = ("estate_lists", "estate_list_base", "estate_list_profiles")
 #: So does what the web servers need: the CA that gives certificates by ACME, and the CAs of the members' certificates.
-WEB_VARIABLES = ("estate_acme", "estate_members_ca")
+WEB_VARIABLES = ("estate_acme", "estate_certificates", "estate_members_ca")
 #: And who may send through the submission host: estate_submission looks into them.
 SUBMISSION_VARIABLES = ("estate_submission_users", "estate_submission_relays")
 #: Where playbooks keep what hosts have made, which is in the model itself (inventory/keys.yml).
@@ -726,7 +726,18 @@ class _Checker:
         if domain_valid and self.ours(domain) is None:
             self.say("estate_arc.domain", domain, f"we can publish keys only in our own domains: {_names(self.own)}")
             return
-        if selector is None:  # the gateways make their key themselves
+        if selector is None:
+            sealed = [
+                name
+                for name, key in self._dict_of("dkim_keys").items()
+                if isinstance(key, dict) and key.get("use") == "arc" and key.get("state") == "signing"
+            ]
+            if not any(str(name).endswith(f"._domainkey.{domain}") for name in sealed):
+                self.say(
+                    "estate_arc.selector",
+                    selector,
+                    "no key that the gateways have made seals yet: name the key of the vault, and say rotate: true",
+                )
             return
         fault = selector_fault(selector)
         if fault:

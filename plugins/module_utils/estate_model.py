@@ -458,6 +458,18 @@ def published_keys(estate: Estate) -> dict[str, str]:
     return dict(sorted({**made, **estate.dkim_public_keys}.items()))
 
 
+def made_seal(estate: Estate, host: str, domain: str) -> str:
+    """The selector of the ARC key that ``host`` has made and seals with; empty while there is none."""
+    return next(
+        (
+            key.selector
+            for key in estate.made_keys.values()
+            if (key.use, key.domain, key.state) == ("arc", domain, "signing") and host in key.hosts
+        ),
+        "",
+    )
+
+
 def signing_keys(estate: Estate, host: str, private_keys: Mapping[str, str]) -> list[dict[str, Any]]:
     """The DKIM keys with which ``host`` signs, as the role opendkim takes them.
 
