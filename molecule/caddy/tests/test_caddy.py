@@ -221,6 +221,17 @@ def test_plain_http_is_sent_to_https(browser):
     assert (answer.code, answer.header("Location")) == (308, ["https://lists.example.org/members?a=b"])
 
 
+def test_challenge_of_another_program_is_answered_in_plain_http_and_nothing_else_is(browser):
+    challenge = "http://acme.example.org/.well-known/acme-challenge/"
+    answer = browser.get(challenge + "token")
+    assert (answer.code, answer.body) == (200, "token\n")
+    assert browser.get(challenge + "unknown").code == 404
+    assert browser.get(challenge + ".secret").code == 404
+    assert "root:" not in browser.get(challenge + "../../etc/passwd").body
+    answer = browser.get("http://acme.example.org/a?b=c")
+    assert (answer.code, answer.header("Location")) == (308, ["https://acme.example.org/a?b=c"])
+
+
 def test_http2_is_spoken(browser):
     assert browser.get(LISTS + "/open", "--http2").version == "HTTP/2"
     assert browser.get(LISTS + "/open", "--http1.1").version == "HTTP/1.1"
