@@ -202,10 +202,10 @@ def replace(path: Path, text: str, mode: int) -> None:
 
 
 def new_key(algorithm: str) -> PrivateKey:
-    """A key that every receiver and sender of mail can use: P-256, or RSA with 2048 bits."""
+    """A key that every receiver and sender of mail can use: P-256, or RSA with 3072 bits (NCSC-NL 2025)."""
     if algorithm == "ecdsa":
         return ec.generate_private_key(ec.SECP256R1())
-    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    return rsa.generate_private_key(public_exponent=65537, key_size=3072)
 
 
 def key_pem(key: PrivateKey) -> str:
@@ -585,6 +585,8 @@ class View:
 
     #: Name -> digests that all its servers have; None when DNS could not be asked.
     everywhere: dict[str, set[str] | None] = field(default_factory=dict)
+    #: Names that have TLSA records at all: their senders verify.
+    bound: set[str] = field(default_factory=set)
     troubles: list[str] = field(default_factory=list)
 
 
@@ -599,6 +601,8 @@ def look(config: Config, memory: Memory, digests: list[str]) -> View:
             view.troubles.append(str(trouble))
             continue
         view.everywhere[owner] = set.intersection(*found.values()) if found else set()
+        if any(found.values()):
+            view.bound.add(owner)
         waits.append(wait)
     if None in view.everywhere.values():
         return view  # what is not known changes nothing
@@ -673,7 +677,7 @@ def metrics(config: Config, memory: Memory, view: View) -> str:
         "# TYPE certificates_lifetime_seconds gauge",
         "# HELP certificates_from_ca Whether a CA has signed the certificate in use.",
         "# TYPE certificates_from_ca gauge",
-        "# HELP certificates_tlsa_published Whether every name server has the key's TLSA record.",
+        "# HELP certificates_tlsa_published Whether every name server has the key's TLSA record, where there are any.",
         "# TYPE certificates_tlsa_published gauge",
     ]
     for algorithm in config.keys:
@@ -688,7 +692,7 @@ def metrics(config: Config, memory: Memory, view: View) -> str:
             f"certificates_from_ca{{{label}}} {int(not live.self_signed)}",
         ]
         for owner, known in view.everywhere.items():
-            if known is not None:
+            if owner in view.bound and known is not None:
                 lines += [
                     f'certificates_tlsa_published{{{label},owner="{owner}",key="{key}"}} {int(one in known)}'
                     for key, one in (("current", digest(live.key)), ("next", digest(waiting)))
@@ -814,7 +818,7 @@ def renew(
             except Trouble as trouble:
                 problems.append(f"the new certificate is not in use yet: {trouble}")
         for owner, known in view.everywhere.items():
-            missing = sorted(set(keys["current"].values()) - known) if known else []
+            missing = sorted(set(keys["current"].values()) - (known or set())) if owner in view.bound else []
             if missing:
                 say(f"{owner} has TLSA records, but not 3 1 1 {' and '.join(missing)}: mail of senders with DANE waits")
         memory.last_run = time.time()
