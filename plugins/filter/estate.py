@@ -171,6 +171,11 @@ def dkim_public_key(pem: str) -> str:
     return estate_keys.public_key(pem)
 
 
+def tls_key_digests(pem: str) -> list[str]:
+    """The data of TLSA records 3 1 1 for the private keys in PEM."""
+    return estate_keys.tls_key_digests(pem)
+
+
 class FilterModule:
     """What Ansible asks for the filters."""
 
@@ -197,5 +202,6 @@ class FilterModule:
             estate_zones,
             play_roles,
             role_problems,
+            tls_key_digests,
         )
         return {function.__name__: _in_plain_words(function) for function in functions}

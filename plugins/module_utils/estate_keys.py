@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import re
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
@@ -52,3 +54,20 @@ def key_type(public: str) -> str:
     if raw[:1] == b"\x30" and len(raw) > 200:
         return "rsa"
     raise ValueError("neither an RSA key of at least 2048 bits nor an Ed25519 key")
+
+
+def tls_key_digests(pem: str) -> list[str]:
+    """The data of TLSA records ``3 1 1`` for private keys: SHA-256 of each SubjectPublicKeyInfo (RFC 6698).
+
+    :param pem: unencrypted private keys in PEM, with or without their certificates.
+    :raises ValueError: in plain words, when there is none or one cannot be read; never quotes a key.
+    """
+    found = re.findall(r"-----BEGIN (?:\w+ )?PRIVATE KEY-----.+?-----END (?:\w+ )?PRIVATE KEY-----", pem, re.DOTALL)
+    if not found:
+        raise ValueError("the text has no unencrypted private key in PEM")
+    try:
+        keys = [load_pem_private_key(one.encode(), password=None) for one in found]
+    except (TypeError, ValueError, UnsupportedAlgorithm):
+        raise ValueError("a private key in the text is incomplete, or protected by a passphrase") from None
+    ders = [key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) for key in keys]
+    return [hashlib.sha256(der).hexdigest() for der in ders]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import subprocess
 
 import pytest
 from cryptography import x509
@@ -169,3 +170,22 @@ def test_thorough_look_finds_numbers_that_do_not_fit_together(rsa_key):
     assert estate_keys.public_key(pem(odd)) == estate_keys.public_key(pem(rsa_key))
     with pytest.raises(ValueError, match="no private key in PEM"):
         estate_keys.public_key(pem(odd), thorough=True)
+
+
+def test_digest_of_a_tls_key_is_what_openssl_says(tls_key, rsa_key):
+    text = pem(tls_key) + certificate(tls_key) + pem(rsa_key)
+    shown = [
+        subprocess.run(
+            "openssl pkey -pubout -outform DER | sha256sum", shell=True, input=pem(key), capture_output=True, text=True
+        ).stdout.split()[0]
+        for key in (tls_key, rsa_key)
+    ]
+    assert estate_keys.tls_key_digests(text) == shown
+
+
+def test_text_without_a_usable_tls_key_is_told_without_quoting_it(tls_key):
+    with pytest.raises(ValueError, match="no unencrypted private key"):
+        estate_keys.tls_key_digests(certificate(tls_key))
+    with pytest.raises(ValueError, match="incomplete") as caught:
+        estate_keys.tls_key_digests(pem(tls_key).replace("M", "!", 1))
+    assert pem(tls_key)[40:60] not in str(caught.value)
