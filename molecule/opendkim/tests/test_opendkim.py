@@ -420,3 +420,76 @@ def test_mail_waits_while_the_milter_is_down(mail):
     finally:
         mail.host.check_output("systemctl start opendkim")
     assert verified(mail.send(build()))
+
+
+MADE = "20261128a._domainkey.example.org"
+
+
+def make_key(**arguments) -> subprocess.CompletedProcess[str]:
+    """The module with which hosts make their keys, called as the playbook calls it."""
+    program = Path(shutil.which("ansible-playbook") or Path(sys.executable).with_name("ansible-playbook"))
+    job = {"directory": "/etc/opendkim/made", "owner": "opendkim", "present": [MADE]} | arguments
+    return subprocess.run(
+        [
+            *(str(program.with_name("ansible")), "role-opendkim", "-i", "molecule/inventory/"),
+            *("-m", "dkim_key", "-a", json.dumps(job)),
+        ],
+        cwd=REPOSITORY,
+        env=os.environ | {"ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.fixture
+def made(mail):
+    """The public half of a key that the host has made."""
+    done = make_key()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "PRIVATE KEY" not in done.stdout
+    path = f"/etc/opendkim/made/{MADE}.pem"
+    yield "".join(mail.host.check_output(f"openssl pkey -in {path} -pubout -outform DER | base64 -w0").split())
+    assert make_key(present=[], absent=[MADE]).returncode == 0
+    assert not mail.host.file(path).exists
+
+
+def test_key_that_the_host_made_signs_and_never_leaves_it(mail, restored, made):
+    path = f"/etc/opendkim/made/{MADE}.pem"
+    assert mail.host.check_output("stat -c '%%a %%U' %s", path) == "600 opendkim"
+    before = mail.host.check_output("sha256sum %s", path)
+    assert "changed" not in make_key().stdout.lower().replace('"changed": false', "")
+    assert mail.host.check_output("sha256sum %s", path) == before, "a key that is there is never made anew"
+    changed = run_role(opendkim_keys=[{"domain": "example.org", "selector": "20261128a", "public_key": made}])
+    assert changed.returncode == 0, changed.stdout[-3000:]
+    raw = mail.send(build())
+    assert [tags["s"] for tags in signatures(raw)] == ["20261128a"]
+    assert dkim.verify(raw, dnsfunc=lambda name, timeout=5: f"v=DKIM1; k=rsa; p={made}".encode())
+    assert mail.host.check_output("sha256sum %s", path) == before
+
+
+def test_missing_key_of_the_host_stops_the_run_in_plain_words_and_one_that_only_waits_does_not(mail, restored, made):
+    lost = {"domain": "example.org", "selector": "20270101a", "public_key": made}
+    stopped = run_role(opendkim_keys=[lost])
+    assert stopped.returncode != 0
+    assert "20270101a._domainkey.example.org.pem is missing or another key" in " ".join(stopped.stdout.split())
+    assert [tags["s"] for tags in signatures(mail.send(build()))] == ["s2026a"], "nothing has changed"
+    keys = [{"domain": "example.org", "selector": "20261128a", "public_key": made}, lost | {"sign": []}]
+    assert run_role(opendkim_keys=keys).returncode == 0
+    assert [tags["s"] for tags in signatures(mail.send(build()))] == ["20261128a"]
+
+
+def test_host_without_any_key_leaves_mail_unsigned_and_takes_it(mail, restored):
+    changed = run_role(opendkim_keys=[])
+    assert changed.returncode == 0, changed.stdout[-3000:]
+    assert "No key signs on this host yet" in " ".join(changed.stdout.split())
+    assert signatures(mail.send(build())) == []
+
+
+def test_behind_a_postfix_that_asks_for_a_password_every_client_is_signed_for(mail, restored):
+    keys = [{"domain": "example.org", "selector": "s2026a", "private_key": pem("org")}]
+    changed = run_role(opendkim_keys=keys, opendkim_every_client=True)
+    assert changed.returncode == 0, changed.stdout[-3000:]
+    assert verified(mail.send(build(), client=OUTSIDE))
+    assert len(signatures(mail.send(build(), client="IPV6:2001:db8:2::7"))) == 1
