@@ -587,7 +587,7 @@ class Verification:
             if dead:
                 self._add(
                     Difference(
-                        domain, "SOA", "lame", "an answer of each server", f"none of {', '.join(dead)}",
+                        domain, "SOA", "lame", "an answer of each server", f"nothing from {', '.join(dead)}",
                         f"Tell the owner of {domain} that these servers do not have the zone, or correct 'delegated'.",
                     )
                 )  # fmt: skip

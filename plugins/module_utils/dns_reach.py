@@ -5,6 +5,7 @@ Follows RFC 5321 §4.2 (greeting), RFC 3207 (STARTTLS), RFC 7672 §3.1.1 (the di
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import socket
@@ -44,6 +45,7 @@ def greeting(name: str, address: str, port: int, timeout: float) -> Greeting:
                 with context.wrap_socket(plain, server_hostname=name) as channel:
                     digest = _digest(channel)
                     greets = _greeting_name(_reply(channel, "220"))
+                    _quit(channel)
                 return Greeting(greets, digest)
             greets = _greeting_name(_reply(plain, "220"))
             plain.sendall(b"EHLO dns-verify.invalid\r\n")
@@ -52,7 +54,9 @@ def greeting(name: str, address: str, port: int, timeout: float) -> Greeting:
             plain.sendall(b"STARTTLS\r\n")
             _reply(plain, "220")
             with context.wrap_socket(plain, server_hostname=name) as channel:
-                return Greeting(greets, _digest(channel))
+                digest = _digest(channel)
+                _quit(channel)
+                return Greeting(greets, digest)
     except (OSError, ValueError) as error:
         return Greeting(greets, problem=_words(error))
 
@@ -76,6 +80,13 @@ def _reply(channel: socket.socket, code: str) -> list[str]:
     if not lines[-1].startswith(code):
         raise ValueError(f"answers {lines[-1][:80]!r}")
     return lines
+
+
+def _quit(channel: socket.socket) -> None:
+    """Take leave, so that the server's log has nothing to say; what it answers does not matter any more."""
+    with contextlib.suppress(OSError, ValueError):
+        channel.sendall(b"QUIT\r\n")
+        _reply(channel, "221")
 
 
 def _greeting_name(lines: list[str]) -> str:
