@@ -286,8 +286,10 @@ def _tlsa_records(estate: Estate, add: Add) -> None:
         if estate.zone_of(fqdn) is None:
             continue
         for port in sorted(served):
-            for position, digest in enumerate(estate.tlsa.get(name, ())):
-                if position == 0:
+            digests = estate.tlsa.get(name, ())
+            for position, digest in enumerate(digests):
+                # One or two in use, for each algorithm one, and then as many that wait.
+                if position < (len(digests) + 1) // 2:
                     reason = f"Clients that know DANE take only {name}'s own key on port {port} (RFC 7672)."
                 else:
                     reason = f"The key that {name} takes next on port {port}, published before it is used."
