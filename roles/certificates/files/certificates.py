@@ -192,7 +192,8 @@ def replace(path: Path, text: str, mode: int) -> None:
             os.fsync(new.fileno())
             os.rename(new.name, path)
         except BaseException:
-            os.unlink(new.name)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(new.name)
             raise
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
