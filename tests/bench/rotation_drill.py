@@ -37,7 +37,8 @@ STATE = REPOSITORY / ".lab/keys/dkim.json"
 SMTP = "lab-smtp"
 NAME_SERVER = "198.18.25.100"
 DOMAIN, SENDER = "example.org", "alice@example.org"
-AT_ONCE, LATER = ("198.18.25.110", "now@load.example.net"), ("198.18.25.111", "later@sink.example.net")
+# Addresses of lab-world at which nobody else takes mail.
+AT_ONCE, LATER = ("198.18.25.111", "now@sink.example.net"), ("198.18.25.113", "later@sso.example.org")
 ROTATIONS = 2
 FEW = 10  # messages of each kind without which a rotation proves nothing
 PLAYBOOK_SECONDS = 300
@@ -210,7 +211,9 @@ def drill() -> int:
     begun = time.monotonic()
     first = signing()
     at_once = Sink(AT_ONCE[0], verifier)
-    time.sleep(1)
+    time.sleep(2)
+    if at_once.program.process.poll() is not None:
+        raise BenchError(f"nobody can take mail at {AT_ONCE[0]}: the sink in {WORLD} ended")
     sender = Program(SMTP, "send", SENDER, AT_ONCE[1], LATER[1])
     late: list[Sink] = []
     stale: list[str] = []
