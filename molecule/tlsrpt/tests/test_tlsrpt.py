@@ -17,7 +17,7 @@ import pytest
 
 COLLECTOR, REPORTER = "tlsrpt-collectd.service", "tlsrpt-reportd.service"
 STATE = "/var/lib/tlsrpt"
-DOMAINS = ("good", "clear", "wrong", "hostile", "refuse", "silent")
+DOMAINS = ("good", "clear", "wrong", "hostile", "smuggler", "refuse", "silent")
 FETCH = "runuser -u tlsrpt -- ssh -F /etc/tlsrpt/ssh_config -o ControlPath=none role-tlsrpt"
 
 
@@ -154,7 +154,8 @@ def test_nobody_gets_a_report_who_asked_for_none_or_is_ours(reported):
 
 
 def test_a_hostile_record_neither_stops_the_others_nor_leads_inside(reported):
-    assert reported.host.run("ls /var/lib/upload | grep inside").rc != 0
+    assert set(reported.run("ls /var/lib/upload").split()) == {"good.gz", "good.type"}
+    assert reported.host.run("test -e /var/lib/reports/hostile").rc != 0
     assert reported.run(f"systemctl show -p NRestarts --value {REPORTER}") == "0"
     assert reported.host.service(REPORTER).is_running
 

@@ -20,7 +20,8 @@ PATIENCE = 60  # seconds
 
 def plain(record: str) -> str:
     """The record without spaces where they mean nothing."""
-    return re.sub(r"^v\s*=", "v=", re.sub(r"\s*([;,])\s*", r"\1", record.strip())).replace("rua =", "rua=", 1)
+    tight = re.sub(r"\s*([;,])\s*", r"\1", record.strip())
+    return re.sub(r"(^v|;rua)\s*=\s*", r"\1=", tight)
 
 
 def spelled(details: str) -> str:
