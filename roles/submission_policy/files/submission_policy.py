@@ -448,7 +448,7 @@ def run_milter(settings: Settings, state: State, counters: Counters, alerts: Ale
             self.sender = None
             self.envelope = ""
             self.headers: list[Header] = []
-            self.header_bytes = 0
+            self.header_size = 0
             self.seconds = 0.0
 
         def _run(self, work: Callable[[], int]) -> int:
@@ -558,8 +558,8 @@ def run_milter(settings: Settings, state: State, counters: Counters, alerts: Ale
         @Milter.noreply
         @Milter.decode("bytes")
         def header(self, name: str, value: bytes) -> int:
-            self.header_bytes += len(name) + len(value)
-            if self.header_bytes <= MAX_HEADER_BYTES:
+            self.header_size += len(name) + len(value)
+            if self.header_size <= MAX_HEADER_BYTES:
                 self.headers.append((name, value))
             return Milter.CONTINUE
 
@@ -569,7 +569,7 @@ def run_milter(settings: Settings, state: State, counters: Counters, alerts: Ale
         def _author(self) -> int:
             if self.sender is None:
                 raise Refusal("sender", "sign in to send mail here")
-            if self.header_bytes > MAX_HEADER_BYTES:
+            if self.header_size > MAX_HEADER_BYTES:
                 raise Refusal("size", f"the header is larger than {MAX_HEADER_BYTES} bytes", "5.3.4")
             self.author = check_header(self.headers, self.sender.permitted, self.sender.name)
             return Milter.CONTINUE
