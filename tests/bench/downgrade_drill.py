@@ -175,7 +175,7 @@ def attacks() -> list[str]:
                     wrong.append(f"{attack}, {domain}: {reason}")
         on(SENDER, "postqueue -f")
         for domain, message_id in sent.items():
-            Mailbox(f"drill@{domain}").wait_for(message_id.strip("<>"), timeout=90)
+            Mailbox(f"drill@{domain}").wait_for(message_id, timeout=90)
             print(f"{attack:12} {domain:12} arrived when the man had gone")
     heard = on(WORLD, "cat /run/drill.said").splitlines()
     for attack in PORTS:
