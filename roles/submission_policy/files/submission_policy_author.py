@@ -34,7 +34,7 @@ _WHOLE_ADDRESS = re.compile(_ADDRESS)
 _NAME = r'(?:[^\x00-\x08\x0a-\x1f\x7f()<>\[\]:;@\\,"]|"(?:[^\x00-\x08\x0a-\x1f\x7f"\\]|\\[\x20-\x7e])*+")*+'
 _COMMENT = r"\([^\x00-\x08\x0a-\x1f\x7f()\\<>]*\)"
 _MAILBOX = re.compile(
-    rf"(?:(?P<plain>{_ADDRESS})|(?P<name>{_NAME})<(?P<angle>{_ADDRESS})>)[ \t]*(?P<comment>{_COMMENT})?"
+    rf"(?:(?P<plain>{_ADDRESS})|(?!\.)(?P<name>{_NAME})<(?P<angle>{_ADDRESS})>)[ \t]*(?P<comment>{_COMMENT})?"
 )
 _FOLD = re.compile(r"\r?\n(?=[ \t])")
 _FIELD_NAME = re.compile(r"[!-9;-~]+")
