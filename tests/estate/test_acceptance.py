@@ -75,7 +75,7 @@ def test_gateway_offers_modern_tls_only_with_a_certificate_in_its_name(estate, g
         "    smtp.starttls(context=context)\n"
         "    print(smtp.sock.version())\n"
     )
-    authority = (estate.state / "pki/ca.pem").read_text()
+    authority = (estate.state / "pki/acme-root.pem").read_text()
     version = estate.host("mail").run("python3", "-c", script, stdin=authority).strip()
     assert version == "TLSv1.3"
 
