@@ -10,7 +10,6 @@ import email
 import email.policy
 import gzip
 import json
-import re
 import time
 
 import pytest
@@ -73,8 +72,8 @@ def reported(host) -> Host:
     one.run(f"systemctl kill -s USR2 {COLLECTOR}")
     time.sleep(2)
     one.run(f"systemctl start {REPORTER}")
-    one.wait('test -n "$(ls /var/lib/reports/good/new)" -a -n "$(ls /var/lib/reports/wrong/new)"')
-    one.wait('test -n "$(ls /var/lib/reports/clear/new)" -a -e /var/lib/upload/good.gz')
+    arrived = " -a ".join(f'-n "$(ls /var/lib/reports/{name}/new)"' for name in ("good", "clear", "wrong"))
+    one.wait(f"test {arrived} -a -e /var/lib/upload/good.gz", 240)
     return one
 
 
@@ -135,7 +134,7 @@ def test_the_same_report_goes_to_a_web_server(reported):
 
 def test_an_upload_that_was_refused_is_tried_again(reported):
     query = "select status, retries from destinations where destination like '%refuse'"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         status, retries = reported.rows("reportd.sqlite", query)[0]
         if retries >= 2:
@@ -166,12 +165,13 @@ def test_figures_come_by_ssh_and_nothing_else_does(reported):
     assert {"good.example.net", "clear.example.net"} <= set(listed)
     assert json.loads(reported.run(f"{FETCH} {day} clear.example.net"))["d"] == "clear.example.net"
     for command in ("id", "", f"'{day} x; id'", f"{day} --help", f"{day} a b", "'$(id)'", f"'{day} ../x'"):
-        done = reported.host.run(f"{FETCH} {command}")
+        done = reported.host.run(f"{FETCH} {command} || exit 1")
         assert done.rc != 0, command
         assert "uid=" not in done.stdout
     # From another address the key opens nothing.
     address = reported.run("ip -o -4 address show scope global | sed -E 's/.* inet ([0-9.]+).*/\\1/' | head -n 1")
-    assert reported.host.run(f"{FETCH} -o HostName={address} {day}".replace("role-tlsrpt -o", "-o")).rc != 0
+    elsewhere = FETCH.replace("role-tlsrpt", f"-o HostName={address} role-tlsrpt")
+    assert reported.host.run(f"{elsewhere} {day} || exit 1").rc == 1
 
 
 def test_only_postfix_may_speak_to_the_collector(reported):
@@ -211,14 +211,15 @@ def test_a_day_that_ended_while_the_collector_was_down_is_closed(reported):
     assert reported.rows("collectd.sqlite", "select count(*) from finalresults") == [[0]]
 
 
-def test_garbage_does_not_stop_the_collector(reported):
-    before = reported.run(f"systemctl show -p MainPID --value {COLLECTOR}")
-    program = (
-        "import socket; s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); "
-        "s.connect('/var/spool/postfix/run/tlsrpt/tlsrpt.sock'); "
-        "[s.send(text) for text in (b'x', b'{}', b'\\xff\\xfe', b'[1]')]"
-    )
-    reported.run(f'python3 -c "{program}"')
-    reported.send("good.example.net")
-    assert re.search("good", json.dumps(reported.rows("collectd.sqlite", "select domain from finalresults")))
-    assert before
+def test_a_collector_that_chokes_on_garbage_goes_on(reported):
+    """Only Postfix can speak to it; a datagram that is JSON and no object ends tlsrpt-collectd 0.6.0."""
+    for text in ("b'x'", "b'{}'", "b'\\xff\\xfe'", "b'[1]'"):
+        program = (
+            "import socket; s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); "
+            f"s.connect('/var/spool/postfix/run/tlsrpt/tlsrpt.sock'); s.send({text})"
+        )
+        reported.run(f'python3 -c "{program}"')
+        time.sleep(2)
+        reported.wait(f"systemctl is-active {COLLECTOR} && test -S /var/spool/postfix/run/tlsrpt/tlsrpt.sock")
+    reported.send("wrong.example.net")
+    assert ["wrong.example.net"] in reported.rows("collectd.sqlite", "select domain from finalresults")

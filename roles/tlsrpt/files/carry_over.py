@@ -27,8 +27,19 @@ def main(database: Path, today: datetime.date) -> None:
             return
         connection.execute("DELETE FROM daystatus")
         connection.execute("INSERT INTO daystatus (daycomplete) VALUES (?)", (yesterday,))
+        tables = [row[0] for row in connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")]
+        version = connection.execute("SELECT version, installdate, purpose FROM dbversion").fetchone()
     connection.close()
+    # A collector that finds no database makes two, the second in the place of the day that is to be kept.
+    new = database.with_name(database.name + ".new")
+    new.unlink(missing_ok=True)
+    with sqlite3.connect(new) as fresh:
+        for table in tables:
+            fresh.execute(table)
+        fresh.execute("INSERT INTO dbversion (version, installdate, purpose) VALUES (?, ?, ?)", version)
+    fresh.close()
     database.replace(f"{database}.yesterday")
+    new.replace(database)
     print(f"{newest} ended while the collector was down: its figures are kept for the report")
 
 
