@@ -1,6 +1,7 @@
 """Hand a report mail over to Postfix: ``hand_over.py HOST PORT SENDER``, the message on standard input.
 
-By SMTP, to a service that signs it. The reporter writes no Date (RFC 5322 §3.6), so it comes from here. Exit status 1: not taken over; the reporter tries again later.
+By SMTP, to a service that signs it. The reporter writes no Date (RFC 5322 §3.6), so it comes from here. Exit status 1:
+not taken over; the reporter tries again later.
 """
 
 from __future__ import annotations
