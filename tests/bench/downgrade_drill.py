@@ -175,8 +175,12 @@ def attacks() -> list[str]:
                     wrong.append(f"{attack}, {domain}: {reason}")
         on(SENDER, "postqueue -f")
         for domain, message_id in sent.items():
-            Mailbox(f"drill@{domain}").wait_for(message_id, timeout=90)
-            print(f"{attack:12} {domain:12} arrived when the man had gone")
+            try:
+                Mailbox(f"drill@{domain}").wait_for(message_id, timeout=90)
+            except AssertionError as error:
+                wrong.append(f"{attack}, {domain}: {error}")
+            else:
+                print(f"{attack:12} {domain:12} arrived when the man had gone")
     heard = on(WORLD, "cat /run/drill.said").splitlines()
     for attack in PORTS:
         if not any(line.startswith(attack) for line in heard):
@@ -193,7 +197,10 @@ def reports() -> dict[str, dict]:
     on(REPORTER, "systemctl stop tlsrpt-reportd; rm -f /var/lib/tlsrpt/reportd.sqlite; systemctl start tlsrpt-reportd")
     found = {}
     for domain in DOMAINS:
-        text = Mailbox(REPORTS).wait_for_text(f"TLS-Report-Domain: {domain}", timeout=180, since=begin).raw
+        try:
+            text = Mailbox(REPORTS).wait_for_text(f"TLS-Report-Domain: {domain}", timeout=180, since=begin).raw
+        except AssertionError as error:
+            raise BenchError(str(error)) from error
         message = email.message_from_bytes(text, policy=email.policy.default)
         part = next(part for part in message.walk() if part.get_content_type() == "application/tlsrpt+gzip")
         found[domain] = json.loads(gzip.decompress(part.get_payload(decode=True)))
