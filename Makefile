@@ -17,6 +17,7 @@ help:  ## this list
 
 lab: lab-hosts  ## build the lab, roll out site.yml, send real messages through every path
 	ansible-playbook -i inventory/lab playbooks/site.yml
+	ansible-playbook -i inventory/lab playbooks/tlsa_collect.yml playbooks/dns.yml -e dns_apply=true
 	python lab/demo.py
 
 lab-hosts: setup  ## only the lab's containers, its internet and its mailbox host
