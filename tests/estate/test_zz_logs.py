@@ -27,6 +27,8 @@ EXPLAINED = {
     r"TLS library problem: error:\w+:SSL routines::(wrong version number|record layer failure):": "testssl.sh",
     r"TLS library problem: error:\w+:SSL routines::(unsupported|unknown) protocol:": "testssl.sh",
     r"TLS library problem: error:\w+:SSL routines::(version too low|ssl/tls alert handshake failure):": "testssl.sh",
+    r"smtpd\[\d+\]: warning: .*\[198\.18\.25\.\d+\]: SASL PLAIN authentication failed": "a test has no password",
+    r"submission-policy\[\d+\]: .*: login=\S+ client=\S+ refused: ": "tests write as somebody else",
     r"warning: \w+: message rejected: hopcount exceeded": "the loop",
     r"warning: (\w+: queue file size limit exceeded|mail_stream_cleanup: close error)": "the oversized message",
 }
@@ -61,6 +63,15 @@ EXPECTED_PORTS = {
         ("loopback", 8024),
         ("loopback", 9180),
         ("loopback", 10025),
+    },
+    "smtp": {
+        ("any", 22),
+        ("any", 25),
+        ("any", 465),
+        ("any", 587),
+        ("loopback", 53),
+        ("loopback", 8898),
+        ("loopback", 9166),
     },
     "analytics": {
         ("any", 22),
