@@ -24,6 +24,11 @@ POLICY_HOSTS = [
     *(f"mta-sts.{name}.u.example.net" for name in UNSIGNED),
 ]
 
+CA_USAGE = x509.KeyUsage(
+    digital_signature=False, content_commitment=False, key_encipherment=False, data_encipherment=False,
+    key_agreement=False, key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False,
+)  # fmt: skip
+
 
 def subject(name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -33,9 +38,19 @@ def certificate(names: list[str], issuer: tuple[x509.Name, ec.EllipticCurvePriva
     """Key and certificate in one PEM text, and the key's SubjectPublicKeyInfo; without an issuer self-signed."""
     key = ec.generate_private_key(ec.SECP256R1())
     name, signer = issuer or (subject(names[0]), key)
-    builder = x509.CertificateBuilder(
-        name, subject(names[0]), key.public_key(), x509.random_serial_number(), NOW, NOW + datetime.timedelta(days=30)
-    ).add_extension(x509.SubjectAlternativeName([x509.DNSName(one) for one in names]), critical=False)
+    builder = (
+        x509.CertificateBuilder(
+            name,
+            subject(names[0]),
+            key.public_key(),
+            x509.random_serial_number(),
+            NOW,
+            NOW + datetime.timedelta(days=30),
+        )
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(one) for one in names]), critical=False)
+        # Python 3.13 verifies strictly: RFC 5280 §4.2.1.1
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+    )
     text = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     public = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return text + builder.sign(signer, hashes.SHA256()).public_bytes(Encoding.PEM), public
@@ -51,6 +66,8 @@ def main(directory: Path) -> None:
             name, name, key.public_key(), x509.random_serial_number(), NOW, NOW + datetime.timedelta(days=30)
         )
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(CA_USAGE, critical=True)
         .sign(key, hashes.SHA256())
         .public_bytes(Encoding.PEM)
     )
