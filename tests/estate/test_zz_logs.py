@@ -14,6 +14,7 @@ EXPLAINED = {
     r"PrivateNetwork=yes is configured, but network namespace setup not permitted": "containers",
     r"pam_env\(sshd:session\): Unable to open env file: /etc/default/locale": "a container has no locale",
     r"smtpd\[\d+\]: warning: connect to Milter service inet:127\.0\.0\.1:\d+: Connection refused": "filters stopped",
+    r"milter inet:127\.0\.0\.1:11332: (can't read SMFIC_OPTNEG|read error in initial handshake)": "filters stopped",
     r"reinject/cleanup\[\d+\]: warning: (connect to|read) TCP map .*127\.0\.0\.1:10001": "tests stop the SRS daemon",
     r"rspamd\[\d+\]: .*Connection refused": "tests stop the key-value store",
     r"warning: Connection rate limit exceeded: \d+ from unknown\[198\.18\.25\.108\]": "a test connects too often",
@@ -28,7 +29,7 @@ EXPLAINED = {
     r"TLS library problem: error:\w+:SSL routines::(unsupported|unknown) protocol:": "testssl.sh",
     r"TLS library problem: error:\w+:SSL routines::(version too low|ssl/tls alert handshake failure):": "testssl.sh",
     r"smtpd\[\d+\]: warning: .*\[198\.18\.25\.\d+\]: SASL PLAIN authentication failed": "a test has no password",
-    r"submission-policy\[\d+\]: .*: login=\S+ client=\S+ refused: ": "tests write as somebody else",
+    r"login=\S+ client=198\.18\.25\.\d+ refused: ": "tests write as somebody else",
     r"warning: \w+: message rejected: hopcount exceeded": "the loop",
     r"warning: (\w+: queue file size limit exceeded|mail_stream_cleanup: close error)": "the oversized message",
 }
