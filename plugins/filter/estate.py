@@ -95,6 +95,11 @@ def estate_forward_transport(model: Mapping[str, Any]) -> dict[str, str]:
     return estate_model.forward_transport(estate_model.parse(model))
 
 
+def estate_addresses(model: Mapping[str, Any], hosts: Sequence[str] | None = None) -> list[str]:
+    """Addresses of hosts, of all of ours when none are named: ``estate_model | estate_addresses(estate_gateways)``."""
+    return estate_model.addresses(estate_model.parse(model), hosts)
+
+
 def estate_list_domains(model: Mapping[str, Any], host: str) -> list[str]:
     """Domains whose lists live on a host: ``estate_model | estate_list_domains(inventory_hostname)``."""
     return estate_model.list_domains(estate_model.parse(model), host)
@@ -183,6 +188,7 @@ class FilterModule:
         """The filters by the name under which templates call them."""
         functions = (
             dkim_public_key,
+            estate_addresses,
             estate_forward_transport,
             estate_list_domains,
             estate_mta_sts_policies,

@@ -439,6 +439,11 @@ def forward_transport(estate: Estate) -> dict[str, str]:
     return {source: f"smtp:{source.rpartition('@')[2]}" for source in estate.forwards}
 
 
+def addresses(estate: Estate, hosts: Iterable[str] | None = None) -> list[str]:
+    """The addresses of ``hosts`` (keys of ``estate_hosts``; all of them when none are named), IPv4 first of each."""
+    return [address for name in (estate.hosts if hosts is None else hosts) for address in estate.hosts[name].addresses]
+
+
 def list_domains(estate: Estate, host: str) -> list[str]:
     """The domains whose mailing lists live on ``host`` (a key of ``estate_hosts``)."""
     fqdn = estate.hosts[host].fqdn

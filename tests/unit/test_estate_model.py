@@ -19,6 +19,14 @@ def test_every_filter_has_a_name_and_a_sentence():
     assert all(function.__doc__ for function in FILTERS.values())
 
 
+def test_addresses_are_those_of_the_hosts_named_or_of_all(model):
+    del model["hosts"]["ml"]["ipv4"]
+    addresses = FILTERS["estate_addresses"]
+    assert addresses(model, ["ml", "mail"]) == ["2001:db8:25::13", "198.18.25.20", "2001:db8:25::20"]
+    assert addresses(model, []) == []
+    assert len(addresses(model)) == 2 * len(model["hosts"]) - 1
+
+
 def test_relay_domains_are_those_that_receive(model):
     assert FILTERS["estate_relay_domains"](model) == [
         "example.org", "load.example.org", "member.example.org", "ml.example.org", "rua.example.org", "sfc.example.org"
