@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from estate_dns import Record, zones
-from estate_model import Estate, MadeKey, list_domains
+from estate_model import Estate, MadeKey, bounce_signers, list_domains
 
 #: Days for which a compromised key is shown as revoked, at least: its signatures may be made by others for a long time.
 COMPROMISED_DAYS = 30
@@ -49,6 +49,7 @@ def slots(estate: Estate) -> list[Slot]:
         for domain in estate.domains.values()
         if domain.signer is not None and domain.makes_keys
     ]
+    found += [Slot("dkim", name, (gateway,)) for name, gateway in bounce_signers(estate).items()]
     if estate.arc.enabled and (estate.arc.selector is None or estate.arc.rotate):
         found.append(Slot("arc", estate.arc.domain, estate.gateways))
         found += [Slot("arc", lists[0], (host,)) for host in estate.hosts if (lists := list_domains(estate, host))]

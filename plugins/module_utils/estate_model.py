@@ -475,6 +475,31 @@ def made_seal(estate: Estate, host: str, domain: str) -> str:
     )
 
 
+def bounce_signers(estate: Estate) -> dict[str, str]:
+    """Name → gateway: what a gateway itself writes (bounces, notices) is signed in the name of the host.
+
+    A gateway whose name is a domain of ours is left out: that domain says who signs.
+    """
+    names = {estate.hosts[gateway].fqdn: gateway for gateway in estate.gateways}
+    return {name: host for name, host in names.items() if name not in estate.domains and estate.zone_of(name)}
+
+
+def _made_entries(estate: Estate, domain: str, host: str) -> tuple[list[dict[str, Any]], bool]:
+    """The keys that ``host`` made for ``domain``, the one that signs first, and whether there is such a one."""
+    found: list[dict[str, Any]] = []
+    signs = False
+    for key in estate.made_keys.values():
+        if key.use != "dkim" or key.domain != domain or host not in key.hosts or key.state == "removed":
+            continue
+        entry = {"domain": domain, "selector": key.selector, "public_key": key.public_key}
+        if key.state == "signing":
+            signs = True
+            found.insert(0, entry)
+        elif not key.revoked:
+            found.append({**entry, "sign": []})
+    return found, signs
+
+
 def signing_keys(estate: Estate, host: str, private_keys: Mapping[str, str]) -> list[dict[str, Any]]:
     """The DKIM keys with which ``host`` signs, as the role opendkim takes them.
 
@@ -491,17 +516,7 @@ def signing_keys(estate: Estate, host: str, private_keys: Mapping[str, str]) -> 
     for domain in estate.domains.values():
         if domain.signer != host:
             continue
-        found: list[dict[str, Any]] = []
-        signs = False
-        for key in estate.made_keys.values():
-            if key.use != "dkim" or key.domain != domain.name or host not in key.hosts or key.state == "removed":
-                continue
-            entry = {"domain": domain.name, "selector": key.selector, "public_key": key.public_key}
-            if key.state == "signing":
-                signs = True
-                found.insert(0, entry)
-            elif not key.revoked:
-                found.append({**entry, "sign": []})
+        found, signs = _made_entries(estate, domain.name, host)
         for selector in domain.selectors:
             record = f"{selector}._domainkey.{domain.name}"
             if not private_keys.get(record):
@@ -521,4 +536,7 @@ def signing_keys(estate: Estate, host: str, private_keys: Mapping[str, str]) -> 
             found[0]["sign"] = ["*"]
             everyone = True
         keys += found
+    for name, gateway in bounce_signers(estate).items():
+        if gateway == host:
+            keys += _made_entries(estate, name, host)[0]
     return keys

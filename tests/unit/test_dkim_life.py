@@ -29,6 +29,9 @@ MODEL["domains"] = {DOMAIN: MODEL["domains"][DOMAIN] | {"sign": {"signer": "smtp
 MODEL["dkim"] = {"rotate_days": 30, "keep_days": 8, "revoked_days": 0}
 MODEL["arc"] = {"enabled": False, "trusted_sealers": []}
 MODEL["dkim_public_keys"] = {}
+BOUNCES = copy.deepcopy(MODEL)
+for gateway in MODEL["gateways"]:  # so that there is one domain to sign for
+    MODEL["hosts"][gateway]["fqdn"] = f"{gateway}.example.net"
 SERVERS = ("a", "b")
 
 
@@ -216,6 +219,15 @@ def test_first_key_is_made_published_and_signs_in_one_run():
     assert moves["did"][-1] == "20261128a._domainkey.example.org signs the mail of example.org (smtp)."
     assert world.run()["did"] == []
     assert world.run()["problems"] == []
+
+
+def test_each_gateway_has_a_key_of_its_own_for_its_bounces():
+    world = World(BOUNCES)
+    world.run()
+    assert {(host, domain): record for (host, domain), record in world.signs.items() if host.startswith("mail-gw")} == {
+        (name, f"{name}.example.org"): f"20261128a._domainkey.{name}.example.org" for name in ("mail-gw1", "mail-gw2")
+    }
+    assert [*world.files["mail-gw1"]["dkim"]] == ["20261128a._domainkey.mail-gw1.example.org"]
 
 
 def test_two_rotations_take_each_key_through_all_states_and_never_use_a_name_twice():

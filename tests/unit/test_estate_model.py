@@ -144,6 +144,15 @@ def test_key_that_the_host_made_signs_when_the_records_say_so_and_has_no_private
     assert FILTERS["estate_signing_keys"](model, "smtp", {}) == []
 
 
+def test_gateway_signs_its_bounces_in_its_own_name_unless_that_is_a_domain(model):
+    model["dkim_keys"] = {"a._domainkey.mail-gw1.example.org": SMTP_KEY | {"hosts": ["mail-gw1"]}}
+    own = {"domain": "mail-gw1.example.org", "selector": "a", "public_key": "p"}
+    assert FILTERS["estate_signing_keys"](model, "mail-gw1", {}) == [own]
+    assert FILTERS["estate_signing_keys"](model, "mail-gw2", {}) == []
+    model["domains"]["mail-gw1.example.org"] = {"send": {"hosts": ["mail-gw1"]}, "sign": {"signer": "smtp"}}
+    assert FILTERS["estate_signing_keys"](model, "mail-gw1", {}) == []
+
+
 def test_key_of_the_vault_signs_until_one_that_the_host_made_does(model):
     model["domains"]["example.org"]["sign"] = {"signer": "smtp", "selectors": ["v"], "rotate": True}
     model["dkim_public_keys"]["v._domainkey.example.org"] = "q"
