@@ -22,8 +22,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LOGS = ROOT / ".lab/logs"
 RINGS = ("lint", "unit", "roles", "estate")
-SCENARIOS_AT_ONCE = 3
-LONGEST = "mailman"  # begins first, so that it does not run on alone
+SCENARIOS_AT_ONCE = 2  # and the estate beside them
+LONGEST = ("mailman", "certificates", "mta-sts", "noc-board")  # begin first, so that none runs on alone
 TESTINFRA = re.compile(r"\b(\d+) passed\b.* in [\d.]+s")
 RECAP = re.compile(r"^\S+\s+: ok=\d+\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)
 
@@ -91,16 +91,17 @@ def unit(tally: Tally) -> None:
     tally.step("unit", "pytest", "tests/unit", junit=True)
 
 
-def lab(tally: Tally) -> None:
-    """The containers and the lab's internet, through which every host gets its packages."""
+def lab(tally: Tally) -> bool:
+    """The containers and the lab's internet, through which every host gets its packages; whether they are there."""
     tally.step("lab containers", sys.executable, "lab/lab.py", "up")
     tally.step("lab internet and mailbox host", "ansible-playbook", "-i", "inventory/lab", "lab/world.yml")
+    return not tally.failed
 
 
 def roles(tally: Tally) -> None:
     names = os.environ.get("ROLES", "").split() or sorted(
         (folder.name for folder in (ROOT / "molecule").iterdir() if (folder / "converge.yml").exists()),
-        key=lambda name: (name != LONGEST, name),
+        key=lambda name: (LONGEST.index(name) if name in LONGEST else len(LONGEST), name),
     )
     which = ("--inventory", "molecule/inventory", *[f"role-{name}" for name in names])
     for action in ("down", "up"):  # a role is tried on a bare host, not on what an earlier run left
@@ -136,15 +137,12 @@ def main(rings: list[str]) -> int:
         print(f"unknown ring {', '.join(sorted(unknown))}; there are {', '.join(RINGS)}", file=sys.stderr)
         return 2
     chosen, tally, started = rings or list(RINGS), Tally(), time.monotonic()
-    with concurrent.futures.ThreadPoolExecutor() as pool:  # the linters think while the containers install
-        quick = [pool.submit(ring, tally) for name, ring in (("lint", lint), ("unit", unit)) if name in chosen]
-        if {"roles", "estate"} & set(chosen):
-            lab(tally)
-            if not tally.failed:
-                for name, ring in (("roles", roles), ("estate", estate)):
-                    if name in chosen:
-                        ring(tally)
-        for ring in quick:
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # each waits a lot: for mail, for DNS, for an installation
+        begun = [pool.submit(ring, tally) for name, ring in (("lint", lint), ("unit", unit)) if name in chosen]
+        rings_of_containers = [ring for name, ring in (("roles", roles), ("estate", estate)) if name in chosen]
+        if rings_of_containers and lab(tally):
+            begun += [pool.submit(ring, tally) for ring in rings_of_containers]
+        for ring in begun:
             ring.result()
     print(f"{time.monotonic() - started:.0f} s")
     print(f"{tally.passed} passed, {tally.failed} failed")

@@ -257,6 +257,7 @@ def test_the_work_list_becomes_the_lines_of_the_data_model(database: Database) -
     lists = json.loads(subprocess.run([*SSH, command], capture_output=True, check=True, timeout=60).stdout)
     model = {
         "domain": "example.org",
+        "postmaster": "postmaster@example.org",
         "authserv_id": "mx.example.org",
         "gateways": [],
         "hosts": {"relay": {"fqdn": "relay.example.org", "ipv4": "198.51.100.9"}},
