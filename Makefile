@@ -53,12 +53,16 @@ bench: setup  ## measure the lab's hosts against their bars (the lab must be up)
 	python tests/bench/analysis_rows.py --container lab-analytics
 	python tests/bench/dashboard_queries.py --container lab-analytics
 	python tests/bench/board_export.py --container lab-analytics
+	python tests/bench/testssl.py
 
-drill: setup  ## kill every daemon under load and count the messages (the lab must be up)
+drill: setup  ## kill daemons under load, break DNS, attack TLS, and count the messages (the lab must be up)
 	python tests/bench/kill_drill.py
 	python tests/bench/list_drill.py
 	python tests/bench/survey_drill.py
 	python tests/bench/intake_drill.py
+	python tests/bench/rotation_drill.py
+	python tests/bench/downgrade_drill.py
+	python tests/bench/dns_sabotage.py
 
 clean:  ## remove containers, images, network and everything the lab and the tests made
 	@if [ -x .venv/bin/python ]; then .venv/bin/python lab/lab.py clean; fi

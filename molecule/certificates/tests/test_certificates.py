@@ -320,6 +320,7 @@ def test_name_servers_that_are_away_stop_a_rollover_and_no_renewal(host):
     assert keys(host) == before
 
 
+@pytest.mark.drill
 def test_run_that_is_killed_anywhere_is_finished_by_the_next(host, address):
     publish_all(host)
     begin = time.monotonic()
