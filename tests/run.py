@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LOGS = ROOT / ".lab/logs"
 RINGS = ("lint", "unit", "roles", "estate")
-SCENARIOS_AT_ONCE = 2  # and the estate beside them
+SCENARIOS_AT_ONCE = 3  # and the estate beside them
 LONGEST = ("mailman", "certificates", "mta-sts", "noc-board")  # begin first, so that none runs on alone
 TESTINFRA = re.compile(r"\b(\d+) passed\b.* in [\d.]+s")
 RECAP = re.compile(r"^\S+\s+: ok=\d+\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)
