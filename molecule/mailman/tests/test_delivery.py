@@ -405,7 +405,7 @@ def test_who_is_refused_for_now_is_tried_again_alone(mailman: Mailman, kind: str
     word = mailman.post(to)
     assert served(mailman.wait_for(word, 2)) == {"alice@example.net": 1, "carol@example.edu": 1}
     until(lambda: bool(mailman.host.run(f"ls {QUEUE}/retry").stdout.strip()), mailman.logs)
-    mailman.host.run_expect([0], "pkill -f 'runner=retry:'")  # it looks at its queue when it starts
+    mailman.host.run_expect([0], "pkill -9 -f 'runner=retry:'")  # it looks at its queue when it starts
     assert served(mailman.wait_for(word, 3)) == {"alice@example.net": 1, later: 1, "carol@example.edu": 1}
 
 
