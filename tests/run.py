@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LOGS = ROOT / ".lab/logs"
 RINGS = ("lint", "unit", "roles", "estate")
 SCENARIOS_AT_ONCE = 3  # and the estate beside them
-LONGEST = ("mailman", "certificates", "mta-sts", "noc-board")  # begin first, so that none runs on alone
+# They begin first, so that none runs on alone.
+LONGEST = ("mailman", "certificates", "parsedmarc", "opendkim", "postfix", "mta-sts")
 TESTINFRA = re.compile(r"\b(\d+) passed\b.* in [\d.]+s")
 RECAP = re.compile(r"^\S+\s+: ok=\d+\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)
 
