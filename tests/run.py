@@ -111,7 +111,7 @@ def roles(tally: Tally) -> None:
     def scenario(name: str) -> None:
         tally.step(f"role {name} reset", "molecule", "reset", "--scenario-name", name)  # or it skips prepare.yml
         # The scenario itself (it converges, and a second run changes nothing) is one test; testinfra's come on top.
-        log = tally.step(f"role {name}", "molecule", "test", "--scenario-name", name, "--destroy", "never", minutes=30)
+        log = tally.step(f"role {name}", "molecule", "test", "--scenario-name", name, "--destroy", "never", minutes=45)
         tally.add(passed=sum(int(count) for count in TESTINFRA.findall(log)))
 
     with concurrent.futures.ThreadPoolExecutor(SCENARIOS_AT_ONCE) as pool:
