@@ -93,7 +93,7 @@ def unit(tally: Tally) -> None:
 
 
 def lab(tally: Tally) -> bool:
-    """The containers and the lab's internet, through which every host gets its packages; whether they are there."""
+    """The containers and the lab's internet, through which every host gets its packages; whether all is well so far."""
     tally.step("lab containers", sys.executable, "lab/lab.py", "up")
     tally.step("lab internet and mailbox host", "ansible-playbook", "-i", "inventory/lab", "lab/world.yml")
     return not tally.failed
