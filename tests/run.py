@@ -3,8 +3,8 @@
 
 Rings (DESIGN §7): **lint** and **unit** need nothing but the virtual environment; **roles** converges every role on a
 bare container by Molecule, several side by side; **estate** rolls out ``site.yml`` as in production, proves that a
-second run changes nothing, and sends real mail. Output of each step goes to ``.lab/logs/``; what fails is printed.
-The last line is ``N passed, N failed``; exit status 0 only when nothing failed.
+second run changes nothing, and sends real mail. Output of each step goes to ``.lab/logs/``; what fails is printed, and
+named once more at the end. The last line is ``N passed, N failed``; exit status 0 only when nothing failed.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ RINGS = ("lint", "unit", "roles", "estate")
 SCENARIOS_AT_ONCE = 3  # and the estate beside them
 # They begin first, so that none runs on alone.
 LONGEST = ("mailman", "certificates", "parsedmarc", "opendkim", "postfix", "mta-sts")
+FAILURE = re.compile(r"^(?:FAILED|ERROR|fatal:).{1,200}", re.MULTILINE)
 TESTINFRA = re.compile(r"\b(\d+) passed\b.* in [\d.]+s")
 RECAP = re.compile(r"^\S+\s+: ok=\d+\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)
 
@@ -34,12 +35,15 @@ class Tally:
 
     def __init__(self) -> None:
         self.passed = self.failed = 0
+        self.failures: list[str] = []
         self._lock = threading.Lock()  # rings and scenarios report from several threads
 
-    def add(self, passed: int = 0, failed: int = 0) -> None:
+    def add(self, passed: int = 0, failed: int = 0, why: str = "") -> None:
         with self._lock:
             self.passed += passed
             self.failed += failed
+            if failed:
+                self.failures.append(why)
 
     def step(self, name: str, *command: str, minutes: float = 10, junit: bool = False) -> str:
         """Run one command as one test, or as the tests that its JUnit file lists; returns its output."""
@@ -59,10 +63,10 @@ class Tally:
         passed, failed = counts(results) if junit else (int(code == 0), int(code != 0))
         if code and not failed:
             failed = 1  # a runner that breaks before its first test has failed
-        self.add(passed, failed)
+        text = log.read_text(errors="replace")
+        self.add(passed, failed, "\n  ".join([name, *FAILURE.findall(text)[-20:]]))
         verdict = "ok" if not failed else "FAILED"
         print(f"{verdict:6} {name} ({passed} passed, {failed} failed, {time.monotonic() - started:.0f} s)", flush=True)
-        text = log.read_text(errors="replace")
         if failed:
             print("\n".join(text.splitlines()[-120:]), flush=True)
         return text
@@ -125,10 +129,10 @@ def estate(tally: Tally) -> None:
     again = tally.step("site.yml again", *site, minutes=20)
     touched = [line for line in RECAP.finditer(again) if line.groups() != ("0", "0", "0")]
     unchanged = bool(RECAP.search(again)) and not touched
-    tally.add(passed=int(unchanged), failed=int(not unchanged))
-    print(f"{'ok' if unchanged else 'FAILED':6} the second run of site.yml changed nothing")
-    if not unchanged:
-        print("\n".join(line for line in again.splitlines() if line.startswith(("changed:", "fatal:", "PLAY RECAP"))))
+    name = "the second run of site.yml changed nothing"
+    changes = [line for line in again.splitlines() if line.startswith(("changed:", "fatal:"))]
+    tally.add(int(unchanged), int(not unchanged), "\n  ".join([name, *changes[:20]]))
+    print(f"{'ok' if unchanged else 'FAILED':6} {name}", flush=True)
     tally.step("estate", "pytest", "tests/estate", junit=True, minutes=45)
 
 
@@ -145,6 +149,8 @@ def main(rings: list[str]) -> int:
             begun += [pool.submit(ring, tally) for ring in rings_of_containers]
         for ring in begun:
             ring.result()
+    for failure in tally.failures:
+        print(f"FAILED {failure}")
     print(f"{time.monotonic() - started:.0f} s")
     print(f"{tally.passed} passed, {tally.failed} failed")
     return int(bool(tally.failed))

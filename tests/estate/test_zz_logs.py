@@ -15,7 +15,7 @@ EXPLAINED = {
     r"pam_env\(sshd:session\): Unable to open env file: /etc/default/locale": "a container has no locale",
     r"smtpd\[\d+\]: warning: connect to Milter service inet:127\.0\.0\.1:\d+: Connection refused": "filters stopped",
     r"milter inet:127\.0\.0\.1:11332: (can't read SMFIC_OPTNEG|read error in initial handshake)": "filters stopped",
-    r"reinject/cleanup\[\d+\]: warning: (connect to|read) TCP map .*127\.0\.0\.1:10001": "tests stop the SRS daemon",
+    r"cleanup\[\d+\]: warning: (connect to|read) TCP map .*127\.0\.0\.1:1000[12]": "tests stop the SRS daemon",
     r"rspamd\[\d+\]: .*Connection refused": "tests stop the key-value store",
     r"warning: Connection rate limit exceeded: \d+ from unknown\[198\.18\.25\.108\]": "a test connects too often",
     r"warning: Recipient address rate limit exceeded: \d+ from unknown\[198\.18\.25\.109\]": "a test harvests",
