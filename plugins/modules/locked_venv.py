@@ -30,6 +30,10 @@ options:
     type: path
     default: /usr/bin/python3
     description: The interpreter that the environment is made for. It needs venv and ensurepip.
+  compile_translations:
+    type: bool
+    default: false
+    description: Compile the message catalogues that packages bring as text only. It needs msgfmt.
 author: Trustworthy Email estate
 """
 
@@ -51,7 +55,7 @@ place:
 #: Another number has every environment built anew.
 LAYOUT = 1
 #: What builds the few packages that come as source: locked, too, and installed before them.
-BUILDERS = ("packaging==", "setuptools==", "wheel==")
+BUILDERS = ("packaging==", "setuptools", "typing-extensions==", "vcs-versioning==", "wheel==")
 
 
 def run(module: AnsibleModule, *command: str) -> str:
@@ -73,6 +77,11 @@ def build(module: AnsibleModule, place: Path, lock: str) -> None:
             file = place / "requirements.txt"
             file.write_text(text + "\n", encoding="utf-8")
             run(module, *install, "--quiet", "--require-hashes", "--no-deps", *options, "-r", str(file))
+    if module.params["compile_translations"]:
+        for text in place.glob("lib/*/site-packages/**/LC_MESSAGES/*.po"):
+            compiled = text.with_suffix(".mo")
+            if not compiled.exists():
+                run(module, "msgfmt", "--output-file", str(compiled), str(text))
     (place / "complete").touch()
 
 
@@ -82,6 +91,7 @@ def main() -> None:
             "path": {"type": "path", "required": True},
             "requirements": {"type": "str", "required": True},
             "python": {"type": "path", "default": "/usr/bin/python3"},
+            "compile_translations": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )

@@ -28,7 +28,6 @@ watch = load(ROLE / "files/programs/watch.py")
 wait_ready = load(ROLE / "files/programs/wait_ready.py")
 tree = load(ROLE / "filter_plugins/mailman_tree.py")
 files = load(ROLE / "library/mailman_files.py")
-build = load(ROLE / "files/build_environment.py")
 
 
 def queue(directory, name, *ages):
@@ -134,27 +133,3 @@ def test_table_that_is_missing_or_older_than_its_text_is_to_be_made_again(tmp_pa
 def test_secret_file_shows_no_content(tmp_path):
     secret = files.File(str(tmp_path / "key"), {"content": "do-not-show\n", "mode": "0640"})
     assert "do-not-show" not in json.dumps(secret.difference())
-
-
-@pytest.mark.parametrize("lock", sorted((ROLE / "files/requirements").glob("*.txt")), ids=lambda path: path.name)
-def test_lock_has_a_hash_for_everything_and_what_builds_comes_first(lock):
-    text = lock.read_text().replace("\\\n", " ")
-    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
-    assert all("==" in line and "--hash=sha256:" in line for line in lines)
-    assert any(line.startswith("setuptools==") and line.startswith(build.BUILDERS) for line in lines)
-    # SQLAlchemy 2.1 breaks core (reference of Mailman's REST: GET /lists gives 500).
-    assert not any(line.startswith("sqlalchemy==2.1") for line in lines)
-
-
-def test_environment_that_is_whole_is_left_alone(tmp_path, capsys):
-    (tmp_path / "core.lock").write_text("")
-    calls = []
-    build.build = lambda place, lock: (calls.append(place), place.mkdir(), (place / "complete").touch())
-    build.main(tmp_path / "core")
-    build.main(tmp_path / "core")
-    assert len(calls) == 1
-    assert capsys.readouterr().out.splitlines()[-1] == "unchanged"
-    (tmp_path / "core.lock").write_text("# another\n")
-    build.main(tmp_path / "core")
-    assert (tmp_path / "core").resolve() == calls[-1]
-    assert calls[0].exists()  # services still run on it
