@@ -21,11 +21,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LOGS = ROOT / ".lab/logs"
+PLAIN = os.environ | {"NO_COLOR": "1", "COLUMNS": "160"}  # molecule frames and folds what its programs print
 RINGS = ("lint", "unit", "roles", "estate")
 SCENARIOS_AT_ONCE = 3  # and the estate beside them
 # They begin first, so that none runs on alone.
 LONGEST = ("mailman", "certificates", "parsedmarc", "opendkim", "postfix", "mta-sts")
-FAILURE = re.compile(r"^(?:FAILED|ERROR|fatal:).{1,200}", re.MULTILINE)
+FAILURE = re.compile(r"^[ │]*((?:FAILED|ERROR|fatal:) .{1,200})", re.MULTILINE)
 TESTINFRA = re.compile(r"\b(\d+) passed\b.* in [\d.]+s")
 RECAP = re.compile(r"^\S+\s+: ok=\d+\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)
 
@@ -55,7 +56,7 @@ class Tally:
         with log.open("w") as out:
             try:
                 code = subprocess.run(
-                    arguments, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, timeout=minutes * 60
+                    arguments, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, timeout=minutes * 60, env=PLAIN
                 ).returncode
             except subprocess.TimeoutExpired:
                 code = 124
