@@ -43,6 +43,8 @@ class Server(socketserver.ThreadingTCPServer):
 
     allow_reuse_address = True
     daemon_threads = True
+    # Postfix comes with twenty connections at once; one too many would wait for its greeting for five minutes.
+    request_queue_size = 100
 
 
 def end_with_stdin() -> None:
