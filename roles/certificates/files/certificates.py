@@ -242,13 +242,21 @@ def load_key(path: Path) -> PrivateKey | None:
         return None
 
 
+def load_chain(text: str) -> list[x509.Certificate]:
+    """The certificates among other text, in PEM; ValueError when there is none (RFC 7468 §5)."""
+    chain = [x509.load_pem_x509_certificate(found.encode()) for found in PEM_CERTIFICATE.findall(text)]
+    if not chain:
+        raise ValueError("no certificate")
+    return chain
+
+
 def load_live(algorithm: str) -> Live | None:
     """What is in use; None when there is none, or none that can be used."""
     key = load_key(live_path(algorithm))
     if key is None:
         return None
     try:
-        chain = x509.load_pem_x509_certificates(live_path(algorithm).read_bytes())
+        chain = load_chain(live_path(algorithm).read_text("ascii"))
     except (OSError, ValueError):
         return None
     return Live(key, chain) if digest(chain[0]) == digest(key) else None
@@ -513,7 +521,7 @@ def obtain(config: Config, key: PrivateKey) -> list[str]:
             forget_account(broken_only=False)
             output = ask_ca(request)
     chain = PEM_CERTIFICATE.findall(output)
-    live = Live(key, x509.load_pem_x509_certificates("".join(chain).encode()))
+    live = Live(key, load_chain(output))
     leaf = live.chain[0]
     now = datetime.datetime.now(datetime.UTC)
     if digest(leaf) != digest(key):
