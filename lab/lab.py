@@ -66,6 +66,8 @@ BASE_PACKAGES = (
     *("ca-certificates", "iproute2", "procps", "kmod", "netbase"),
 )
 PLATFORMS = {"debian-13": "trixie", "debian-12": "bookworm", "ubuntu-24.04": "noble"}
+#: For thirty containers, each with a systemd and daemons that watch the journal. The kernel's 128 are used up by then.
+INOTIFY_INSTANCES = 1024
 IMAGE_HOOKS = (
     "rm -f $1/etc/ssh/ssh_host_*",  # every container is given the lab's own host key
     "echo force-unsafe-io > $1/etc/dpkg/dpkg.cfg.d/lab-no-sync",  # a container's disk need not survive a power cut
@@ -313,6 +315,16 @@ def ensure_network() -> None:
         print(f"created network {NETWORK}", flush=True)
 
 
+def ensure_watches(limit: Path = Path("/proc/sys/fs/inotify/max_user_instances")) -> None:
+    """Raise the kernel's limit (until it starts again) of inotify instances, which all containers share."""
+    if int(limit.read_text()) < INOTIFY_INSTANCES:
+        try:
+            limit.write_text(str(INOTIFY_INSTANCES))
+            print(f"{limit} is {INOTIFY_INSTANCES} now", flush=True)
+        except OSError as error:
+            print(f"{limit} stays low, and watchers in many containers may fail: {error}", file=sys.stderr)
+
+
 def machine_resolver() -> bytes:
     """The resolv.conf that works on this machine also from inside a container."""
     for path in ("/run/systemd/resolve/resolv.conf", "/etc/resolv.conf"):
@@ -418,6 +430,7 @@ def up(inventory: Path, names: list[str]) -> None:
     wanted = choose(inventory_hosts(inventory), names)
     ensure_state([host for path in INVENTORIES for host in inventory_hosts(path)])
     ensure_network()
+    ensure_watches()
     # The lab itself runs Debian 13; PLATFORM chooses what the role scenarios run on.
     platform = os.environ.get("PLATFORM", "debian-13") if inventory == ROOT / "molecule/inventory" else "debian-13"
     if platform not in PLATFORMS:

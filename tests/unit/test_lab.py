@@ -70,3 +70,13 @@ def test_container_is_made_anew_when_its_files_change(monkeypatch: pytest.Monkey
     (tmp_path / "ssh/host_ed25519").unlink()
     lab.ensure_ssh([host])
     assert first != lab.container_files(host)
+
+
+def test_limit_of_inotify_instances_is_raised_and_never_lowered(tmp_path):
+    limit = tmp_path / "max_user_instances"
+    limit.write_text("128\n")
+    lab.ensure_watches(limit)
+    assert int(limit.read_text()) == lab.INOTIFY_INSTANCES
+    limit.write_text("4096\n")
+    lab.ensure_watches(limit)
+    assert limit.read_text() == "4096\n"

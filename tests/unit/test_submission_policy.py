@@ -10,7 +10,7 @@ import threading
 from email.utils import getaddresses
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import submission_policy
@@ -88,6 +88,7 @@ PIECES = st.sampled_from(
 
 @settings(max_examples=2000, deadline=None)
 @given(st.lists(PIECES, max_size=12).map("".join) | st.text(max_size=60).map(lambda text: text + "<alice@example.org>"))
+@example("0.<alice@example.org>")
 def test_no_reader_sees_another_address_than_ours(value):
     try:
         address = author(value.encode("utf-8", "surrogatepass"))
@@ -96,9 +97,12 @@ def test_no_reader_sees_another_address_than_ours(value):
     assert address == "alice@example.org"
     unfolded = value.replace("\n", "")
     assert [found for _name, found in getaddresses([unfolded])] == [address]
-    header = email.message_from_string(f"From: {unfolded}\n\n", policy=email.policy.default)["From"]
-    assert [item.addr_spec for item in header.addresses] == [address]
-    assert {found.lower() for found in re.findall(r"[\w.+-]+@[\w.-]+", str(header))} == {address}
+    try:
+        header = email.message_from_string(f"From: {unfolded}\n\n", policy=email.policy.default)["From"]
+        assert [item.addr_spec for item in header.addresses] == [address]
+        assert {found.lower() for found in re.findall(r"[\w.+-]+@[\w.-]+", str(header))} == {address}
+    except AttributeError:
+        assert re.search(r"\.\s*<", unfolded)  # Python's parser fails at a name that ends with a dot
     angles = re.findall(r"<([^>]*)>", unfolded)
     assert all(found == address for found in angles)
 
