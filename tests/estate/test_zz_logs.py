@@ -33,6 +33,9 @@ EXPLAINED = {
     r"login=\S+ client=198\.18\.25\.\d+ refused: ": "tests write as somebody else",
     r"warning: \w+: message rejected: hopcount exceeded": "the loop",
     r"warning: (\w+: queue file size limit exceeded|mail_stream_cleanup: close error)": "the oversized message",
+    # Since Linux 6.13 a file's time is exact, while time(2) may lie some milliseconds behind: a second, at its turn.
+    r"cleanup\[\d+\]: warning: file system clock is 1 seconds ahead of local clock": "the turn of a second",
+    r"cleanup\[\d+\]: warning: resetting file time stamps - this hurts performance": "the turn of a second",
 }
 
 GATEWAY_PORTS = {
