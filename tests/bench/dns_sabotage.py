@@ -58,6 +58,7 @@ SECOND = "mx.example.net"
 SECOND_ADDRESSES = ("198.18.25.102", "2001:db8:25::102")
 SECOND_PLACE = "/run/dns-sabotage"
 V4, V6 = "25.18.198.in-addr.arpa", "0.0.0.0.5.2.0.0.8.b.d.0.1.0.0.2.ip6.arpa"
+LOGO = ("default._bimi.sfc.example.org", "TXT")
 ZONES = ("institute.example.org", "example.org", V4, V6, ".")
 TTL = 60
 RUN_SECONDS = 120
@@ -81,6 +82,7 @@ class Fault:
     variables: dict[str, Any] = field(default_factory=dict)
     second: str = ""
     by_hosts: bool = False  # only hosts see it
+    by_connecting: bool = False  # seen at a port, not in DNS
 
 
 # --- the lab's name server --------------------------------------------------------------------------------------------
@@ -236,7 +238,7 @@ def verify_here(variables: Mapping[str, Any], connect: bool = False) -> dict[str
     given = {
         **data(variables),
         "views": {},
-        "connect": connect or "estate_tlsa" in variables,
+        "connect": connect,
         "timeout": 2.0,
         "connect_timeout": 8.0,
         "spf_lists": None,
@@ -244,13 +246,11 @@ def verify_here(variables: Mapping[str, Any], connect: bool = False) -> dict[str
     return dns_verify.verify(given, Path("/nonexistent/verify.json"))[0]
 
 
-def verify(variables: Mapping[str, Any] | None = None, here: bool = False) -> dict[str, Any]:
+def verify(variables: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Run the playbook as an operator does, and give its document.
 
     :raises BenchError: when it does not come to an end.
     """
-    if here:
-        return verify_here(variables or {})
     with tempfile.TemporaryDirectory() as place:
         output = Path(place) / "verify.json"
         extra = {**(variables or {}), "dns_verify_output": str(output), "dns_verify_report_only": True}
@@ -276,6 +276,18 @@ def named(document: Mapping[str, Any]) -> dict[Named, dict[str, Any]]:
 
 def fault(what: str, changes: Changes, *expected: Named, **more: Any) -> Fault:
     return Fault(what, changes, frozenset(expected), **more)
+
+
+def with_logo() -> tuple[dict[str, Any], Changes]:
+    """A model in which sfc.example.org has a logo (BIMI), and what DNS must say then. No file is there."""
+    domains = yaml.safe_load((ROOT / "inventory/lab/group_vars/all/domains.yml").read_text())["estate_domains"]
+    domains["example.org"]["dmarc"]["p"] = "quarantine"  # without it no receiver shows a logo
+    domains["sfc.example.org"]["bimi"] = {"logo": "https://ml.example.org/static/logo.svg"}
+    (policy,) = live("_dmarc.example.org", "TXT")[1]
+    return {"estate_domains": domains}, {
+        ("_dmarc.example.org", "TXT"): [policy.replace(" p=none;", " p=quarantine;")],
+        LOGO: ['"v=BIMI1; l=https://ml.example.org/static/logo.svg"'],
+    }
 
 
 def faults() -> list[Fault]:
@@ -309,6 +321,7 @@ def faults() -> list[Fault]:
     two = {"estate_dns": {**dns_variables, "nameservers": ["ns.example.com", SECOND]}}
     both = {(org, "NS"): ["ns.example.com.", f"{SECOND}."]}
     wrong_digest = "a" * 64
+    branded, logo = with_logo()
 
     def spf_is(record: str) -> dict[tuple[str, str], list[str]]:
         return {(sfc, "TXT"): [f'"{record}"']}
@@ -360,11 +373,14 @@ def faults() -> list[Fault]:
               words="id is"),
         fault("MTA-STS record lost", {(sts, "TXT"): []}, (sts, "TXT", "missing")),
         fault("TLS-RPT lost", {(f"_smtp._tls.{org}", "TXT"): []}, (f"_smtp._tls.{org}", "TXT", "missing")),
+        fault("BIMI record and logo lost", {**logo, LOGO: []}, (*LOGO, "missing"), (LOGO[0], "HTTPS", "logo"),
+              variables=branded, by_connecting=True),
+        fault("BIMI logo not there", logo, (LOGO[0], "HTTPS", "logo"), variables=branded, by_connecting=True),
         fault("CAA lost", {(org, "CAA"): []}, (org, "CAA", "missing")),
         fault("CAA for another CA", {(org, "CAA"): [*now(org, "CAA"), '0 issue "ca.example.net"']},
               (org, "CAA", "extra")),
         fault("TLSA stale", {(tlsa, "TLSA"): [f"3 1 1 {wrong_digest}"]}, (tlsa, "TLSA", "stale"),
-              variables={"estate_tlsa": {"mail-gw1": [wrong_digest]}}),
+              variables={"estate_tlsa": {"mail-gw1": [wrong_digest]}}, by_connecting=True),
         fault("SRV with another port", {(f"_submissions._tcp.{org}", "SRV"): [f"0 1 8465 smtp.{org}."]},
               (f"_submissions._tcp.{org}", "SRV", "differs")),
         fault("delegated to one more server", {(institute, "NS"): ["ns.example.com.", f"{SECOND}."]},
@@ -383,7 +399,7 @@ def try_one(one: Fault, beside: frozenset[Named], here: bool = False) -> tuple[b
         if one.second:
             update({("sabotage.example.org", "TXT"): ['"the serial moves on"']})
             update({("sabotage.example.org", "TXT"): []})
-        found = named(verify(one.variables, here))
+        found = named(verify_here(one.variables, one.by_connecting) if here else verify(one.variables))
     rest = set(found) - beside
     lacking, surplus = one.named - set(found), rest - one.named
     advice = " ".join(found[key]["todo"] for key in one.named if key in found)
@@ -427,7 +443,7 @@ def main() -> int:
                     f"{'named' if good else 'WRONG':<6} {time.monotonic() - started:5.1f} s  {one.what}  {told}",
                     flush=True,
                 )
-            left = set(named(verify(here=options.here))) - beside
+            left = set(named(verify_here({}, connect=True) if options.here else verify())) - beside
             if left:
                 print(f"left behind: {sorted(left)}")
                 failed += 1

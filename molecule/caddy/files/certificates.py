@@ -26,6 +26,10 @@ class Authority:
         self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         builder = self.builder(self.name, self.key, days=30)
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)  # keyCertSign, cRLSign
+        builder = builder.add_extension(usage, critical=True)
+        own = x509.SubjectKeyIdentifier.from_public_key(self.key.public_key())
+        builder = builder.add_extension(own, critical=False)
         self.pem = builder.sign(self.key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
     def builder(self, name: x509.Name, key: ec.EllipticCurvePrivateKey, days: int) -> x509.CertificateBuilder:
@@ -50,6 +54,8 @@ class Authority:
         )
         builder = self.builder(subject, key, days)
         builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
+        builder = builder.add_extension(issuer, critical=False)
         text = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         return text + builder.sign(self.key, hashes.SHA256()).public_bytes(Encoding.PEM)
 

@@ -6,6 +6,7 @@ Sites, routes and policies are in vars/inputs.yml; the back end (files/backend.p
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -335,6 +336,11 @@ def accounts(host) -> str:
     """What the ACME server says each time it gets a new account, in one text."""
     host.check_output("journalctl --sync")
     return host.check_output("journalctl -u test-pebble -o cat | grep 'accounts in memory'")
+
+
+def test_names_that_ask_at_the_same_time_have_one_account(host, acme_root):
+    wait_until_served(host, acme_root)
+    assert re.findall(r"There are now (\d+) accounts", accounts(host)) == ["1"]
 
 
 def test_acme_certificate_is_fetched_and_kept_over_a_restart(host, acme_root):
