@@ -202,6 +202,9 @@ def second_server(state: str) -> Iterator[None]:
         yield
     finally:
         podman("lab-world", "knotc", "-c", f"{SECOND_PLACE}/knot.conf", "stop", check=False)
+        # It says that it will stop, and answers until it has, or the next fault would meet it.
+        gone = f"for _ in $(seq 100); do [ -e {SECOND_PLACE}/knot.pid ] || exit 0; sleep 0.1; done; exit 1"
+        podman("lab-world", "sh", "-c", gone)
         podman("lab-world", "rm", "-rf", SECOND_PLACE)
 
 
