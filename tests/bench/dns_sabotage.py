@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
+import functools
 import json
 import subprocess
 import sys
@@ -426,7 +427,8 @@ def main() -> int:
             require_lab()
             restore()
             forget()
-            before = verify_here({}, connect=True) if options.here else verify()
+            look = functools.partial(verify_here, {}, connect=True) if options.here else verify
+            before = look()
             beside = frozenset(named(before))
             if beside and not options.beside:
                 print("the lab's DNS is not sound: playbooks/dns_verify.yml says what is wrong", file=sys.stderr)
@@ -446,7 +448,7 @@ def main() -> int:
                     f"{'named' if good else 'WRONG':<6} {time.monotonic() - started:5.1f} s  {one.what}  {told}",
                     flush=True,
                 )
-            left = set(named(verify_here({}, connect=True) if options.here else verify())) - beside
+            left = set(named(look())) - beside
             if left:
                 print(f"left behind: {sorted(left)}")
                 failed += 1

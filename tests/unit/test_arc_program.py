@@ -112,5 +112,5 @@ def test_stop_waits_for_messages_in_progress_and_no_longer_than_allowed():
     assert not busy.wait_idle(0.05)
     threading.Timer(0.1, busy.change, (-1,)).start()
     begun = time.monotonic()
-    assert busy.wait_idle(60)
-    assert time.monotonic() - begun < 30
+    assert busy.wait_idle(5)
+    assert time.monotonic() - begun < 2
